@@ -1,0 +1,1 @@
+"""The stages of the pipeline and the nouns they meet through: tables, manifests, shards, store, tracking."""

@@ -1,0 +1,211 @@
+"""What each stage may be told. One home for every default; a preset only holds choices.
+
+All classes are frozen and refuse unknown keys. Importing this module needs neither torch nor a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from components.errors import KinoflowError
+from model.buckets import BucketTable
+from model.config import STDiT2Config
+from model.diffusion_config import DiffusionConfig, IDDPMConfig
+from model.encoder_config import AutoencoderConfig, TextEncoderConfig
+from model.mask_config import MaskRatios
+
+
+class Section(BaseModel):
+    """Frozen, closed: an unknown key is an error, not a silent default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class IngestConfig(Section):
+    """How a folder, an `s3://` prefix or a table becomes the `videos` table."""
+
+    source_name: str = Field("local", description="Recorded with every file: where the videos come from.")
+    licence: str = Field("unknown", description="Recorded with every file: under which licence.")
+    max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of rejected files.")
+
+
+class ShotConfig(Section):
+    """Shot detection (PySceneDetect)."""
+
+    detector: Literal["adaptive", "content"] = "adaptive"
+    threshold: float = Field(3.0, gt=0, description="The detector's own threshold.")
+    min_shot_frames: int = Field(5, ge=1, description="Cuts closer together than this are one cut.")
+    max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into equal parts.")
+
+
+class CurationRules(Section):
+    """Thresholds on score columns; a clip is dropped for the first rule it breaks, in this order."""
+
+    min_frames: int = Field(10, ge=1, description="Shorter video shots are dropped.")
+    max_black_share: float = Field(0.5, ge=0, le=1, description="Largest share of black frames.")
+    min_brightness: float = Field(0.0, ge=0, le=255, description="Mean luma.")
+    max_brightness: float = Field(255.0, ge=0, le=255, description="Mean luma.")
+    min_contrast: float = Field(2.0, ge=0, description="Standard deviation of luma.")
+    min_sharpness: float = Field(5.0, ge=0, description="Variance of the Laplacian.")
+    min_motion: float = Field(0.02, ge=0, description="Mean flow magnitude in pixels per frame; images are exempt.")
+    max_text_share: float = Field(0.02, ge=0, le=1, description="Share of the picture covered by text.")
+    near_duplicate_bits: int = Field(4, ge=0, le=64, description="Perceptual hashes this close are one clip.")
+
+
+class CaptionConfig(Section):
+    """Captions from a sidecar or the source table."""
+
+    clean: bool = Field(True, description="Clean twice, as Open-Sora 1.1 does.")
+    required: bool = Field(True, description="Drop clips without a caption.")
+
+
+class CurateConfig(Section):
+    """How sources become clips."""
+
+    seed: int = 42
+    shots: ShotConfig = ShotConfig()
+    rules: CurationRules = CurationRules()
+    captions: CaptionConfig = CaptionConfig()
+    analysis_short_side_px: int = Field(96, ge=32, description="Frames are scored at this size at most.")
+    eval_share: float = Field(0.1, ge=0, lt=1, description="Share of source files held out for evaluation.")
+    max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of broken files.")
+    workers: int | None = Field(None, ge=1, description="Processes; all cores when absent.")
+
+
+class StagePlanConfig(Section):
+    """What one training stage draws from the clips."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    buckets: BucketTable
+    steps: int = Field(gt=0, description="Optimizer steps.")
+
+
+class BucketConfig(Section):
+    """Plans for every stage, the two encoders, and what they encode."""
+
+    seed: int = 42
+    stages: tuple[StagePlanConfig, ...] = Field(min_length=1)
+    autoencoder: AutoencoderConfig
+    text_encoder: TextEncoderConfig
+    world_size: int = Field(1, ge=1, description="Ranks of a training stage: batches planned per step.")
+    crops_per_clip: int | None = Field(2, ge=1, description="Distinct temporal crops per clip; no limit when absent.")
+    eval_batches_per_bucket: int = Field(2, ge=1, description="Held-out batches kept for each bucket.")
+    shard_size_bytes: int = Field(64 << 20, ge=1 << 16, description="A shard is closed above this size.")
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    grad_clip: float | None = Field(1.0, gt=0, description="Global L2 norm; no clipping when absent.")
+
+
+class TrainConfig(Section):
+    """One training stage."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    steps: int = Field(gt=0)
+    seed: int = 42
+    network: STDiT2Config
+    diffusion: DiffusionConfig = IDDPMConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    masks: MaskRatios | None = Field(None, description="Mixture of frame masks; none when absent.")
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    carry_optimizer: bool = Field(True, description="Start from the parent checkpoint's optimizer state.")
+    precision: Literal["fp32", "bf16"] = "bf16"
+    activation_checkpointing: bool = False
+    compile: bool = False
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    num_threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent.")
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(10, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints of a running stage that are kept.")
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.optimizer.warmup_steps >= self.steps and self.optimizer.warmup_steps > 0:
+            raise ValueError(
+                f"stage {self.name!r}: warmup_steps {self.optimizer.warmup_steps} must be below steps {self.steps}"
+            )
+        return self
+
+
+class SamplingConfig(Section):
+    """How videos are drawn from a checkpoint."""
+
+    num_inference_steps: int = Field(100, ge=1)
+    guidance_scale: float = Field(7.0, ge=0)
+    cfg_channel: int | None = Field(None, ge=1, description="Guide only the first channels (Open-Sora 1.1 used 3).")
+    use_ema: bool = True
+    fps: float = Field(24.0, gt=0, description="Frame rate told to the network.")
+    saved_fps: float = Field(8.0, gt=0, description="Frame rate of the written file.")
+
+
+class EvaluateConfig(Section):
+    """Held-out loss, generated samples and what is measured on them."""
+
+    seed: int = 42
+    sampling: SamplingConfig = SamplingConfig()
+    num_frames: int = Field(16, ge=1)
+    height: int = Field(240, ge=8)
+    width: int = Field(426, ge=8)
+    prompts: tuple[str, ...] = Field((), description="Prompts; taken from held-out captions when empty.")
+    num_text_to_image: int = Field(8, ge=0)
+    num_text_to_video: int = Field(8, ge=0)
+    num_image_to_video: int = Field(8, ge=0)
+    num_saved: int = Field(16, ge=1, description="Samples of each task written as mp4.")
+    batch_size: int = Field(8, ge=1)
+    timesteps: int = Field(10, ge=1, description="Equidistant timesteps of the held-out loss.")
+    measure_shapes: bool = Field(False, description="Measure the demo's truth: colour, shape, motion, background.")
+    num_threads: int | None = Field(None, ge=1)
+    registered_model: str = Field("kinoflow", description="Name in the model registry.")
+    alias: str = Field("candidate", description="Alias given to the registered version.")
+
+
+class TrackingConfig(Section):
+    """Where in MLflow a run appears; the address comes from MLFLOW_TRACKING_URI."""
+
+    experiment: str = "kinoflow"
+    run_name: str = "run"
+    dataset_digest: str = ""
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def parse(kind: type[Config], data: str | dict[str, Any], where: str) -> Config:
+    """Validate JSON text or a mapping; `KinoflowError` names the file, the key and what is wrong with it."""
+    try:
+        return kind.model_validate_json(data) if isinstance(data, str) else kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top)"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "unknown key; check its spelling"
+        raise KinoflowError(f"{where}: {key}: {message}{more}.") from error
+
+
+def load(kind: type[Config], path: Path) -> Config:
+    """Read a config from a YAML or JSON file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except OSError as error:
+        raise KinoflowError(f"Could not read the config {path}: {error.strerror}.") from error
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise KinoflowError(f"The config {path} is not valid YAML or JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise KinoflowError(f"The config {path} must be a mapping of keys to values.")
+    return parse(kind, data, str(path))

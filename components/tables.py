@@ -1,0 +1,113 @@
+"""The tables that stages meet through: their declared columns, and Parquet in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from components.errors import KinoflowError
+
+VIDEOS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "source_id": pl.String,  # SHA-256 (16 hex digits) of the path inside the source: names the row
+    "path": pl.String,  # as given, relative to the source where possible
+    "content_sha256": pl.String,  # null when the file could not be read
+    "object_key": pl.String,  # "ab/abcd….mp4" below the objects prefix; null when rejected
+    "source": pl.String,
+    "licence": pl.String,
+    "media": pl.String,  # "video" | "image"
+    "size_bytes": pl.Int64,
+    "container": pl.String,
+    "codec": pl.String,
+    "pix_fmt": pl.String,
+    "width": pl.Int32,  # after rotation
+    "height": pl.Int32,
+    "rotation_deg": pl.Int32,
+    "fps": pl.Float64,
+    "num_frames_header": pl.Int64,  # null when the header does not say
+    "duration_s": pl.Float64,
+    "caption": pl.String,  # of the whole file, as found
+    "caption_shots": pl.String,  # JSON list of {"start_s", "end_s", "caption"}, as found in a sidecar
+    "caption_origin": pl.String,  # "sidecar_txt" | "sidecar_json" | "table"
+    "outcome": pl.String,  # "ingested" | "rejected"
+    "reason": pl.String,  # slug, null when ingested
+    "detail": pl.String,  # one sentence, null when ingested
+}
+
+CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
+    "clip_id": pl.String,  # "<source_id>-0003"; "<source_id>" alone for a rejected file
+    "source_id": pl.String,
+    "path": pl.String,
+    "content_sha256": pl.String,
+    "object_key": pl.String,
+    "source": pl.String,
+    "licence": pl.String,
+    "media": pl.String,
+    "shot_index": pl.Int32,  # -1 for a rejected file
+    "start_s": pl.Float64,
+    "end_s": pl.Float64,
+    "start_frame": pl.Int32,  # in decoded frames of the source
+    "end_frame": pl.Int32,  # exclusive
+    "num_frames": pl.Int32,  # decoded
+    "fps": pl.Float64,
+    "width": pl.Int32,  # after rotation
+    "height": pl.Int32,
+    "caption": pl.String,  # cleaned
+    "caption_origin": pl.String,
+    "motion": pl.Float64,
+    "sharpness": pl.Float64,
+    "brightness": pl.Float64,
+    "contrast": pl.Float64,
+    "black_share": pl.Float64,
+    "text_share": pl.Float64,
+    "phash": pl.String,
+    "near_duplicate_of": pl.String,  # clip id of the one that is kept
+    "split": pl.String,  # "train" | "eval"; null unless kept
+    "outcome": pl.String,  # "kept" | "dropped" | "rejected"
+    "reason": pl.String,  # slug, null when kept
+    "detail": pl.String,
+}
+
+PLAN: dict[str, pl.DataType | type[pl.DataType]] = {
+    "batch": pl.Int32,  # global index: rank r of R takes batch i*R + r at iteration i
+    "slot": pl.Int32,
+    "epoch": pl.Int32,
+    "clip_id": pl.String,
+    "resolution": pl.String,
+    "aspect": pl.String,
+    "num_frames": pl.Int32,
+    "height": pl.Int32,
+    "width": pl.Int32,
+    "start_frame": pl.Int32,  # first frame of the window, counted from the clip's start
+    "fps": pl.Float32,
+    "latent_key": pl.String,
+    "text_key": pl.String,
+}
+
+
+def frame(rows: list[dict[str, object]], schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """A table of exactly the schema's columns; a row lacking one holds null there."""
+    unknown = sorted({key for row in rows for key in row} - set(schema))
+    if unknown:
+        raise ValueError(f"columns not in the schema: {', '.join(unknown)}")
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
+
+
+def write(table: pl.DataFrame, path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> None:
+    """Write a table whose columns and types are exactly the schema's; the same rows give the same bytes."""
+    if dict(table.schema) != dict(pl.Schema(schema)):
+        raise ValueError(f"table has {dict(table.schema)}, the schema says {dict(pl.Schema(schema))}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.write_parquet(path, compression="zstd", statistics=True)
+
+
+def read(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+    """Read a table and check that its columns and types are the schema's."""
+    try:
+        table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise KinoflowError(f"{path} is not a readable Parquet table: {error}.") from error
+    wrong = [name for name, kind in pl.Schema(schema).items() if table.schema.get(name) != kind]
+    if wrong or len(table.columns) != len(schema):
+        raise KinoflowError(f"{path} does not have the expected columns (differs in {', '.join(wrong) or 'extra'}).")
+    return table.select(list(schema))

@@ -1,0 +1,443 @@
+"""Videos and still images on disk: what they are, their frames, and how to write them.
+
+The only file that knows codecs (PyAV for videos, Pillow for stills). Frames are uint8 RGB arrays
+(H, W, 3), upright: rotations and mirrorings stored in the file are already applied.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+import cv2
+import numpy as np
+from av.codec.context import ThreadType
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from components.errors import KinoflowError
+from model.geometry import resize_crop_geometry
+
+Frames = NDArray[np.uint8]
+"""One frame (H, W, 3) or several (N, H, W, 3), RGB."""
+
+UnreadableReason = Literal[
+    "missing_file", "empty_file", "not_media", "no_video_stream", "no_decoder", "decode_error"
+]
+
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+# Demuxers of real video files. Playlists, concat scripts and text renderers stay out: a hostile
+# "video" must not make the decoder read other files or addresses.
+VIDEO_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,ivf,mxf"
+BT709, LIMITED_RANGE = 1, 1
+SWSCALE = (
+    Interpolation.BILINEAR
+    | Interpolation.ACCURATE_RND
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.BITEXACT
+)
+
+
+class UnreadableMedia(KinoflowError):
+    """A file that gives no (more) frames.
+
+    Attributes:
+        reason: short slug for the ledger.
+        detail: one phrase saying what the decoder met.
+    """
+
+    def __init__(self, reason: UnreadableReason, detail: str, path: Path | str) -> None:
+        super().__init__(f"cannot read {path}: {detail} ({reason})")
+        self.reason: UnreadableReason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a file says about itself, and its first frame confirms.
+
+    Attributes:
+        width, height: in pixels, after rotation.
+        rotation_deg: clockwise turn stored in the file and applied on decoding (0, 90, 180, 270).
+        fps: average frame rate; None for stills and when the container gives none.
+        num_frames_header: frame count the container claims, None when absent; 1 for stills.
+        duration_s: seconds the container claims, None when absent and for stills.
+    """
+
+    media: Literal["video", "image"]
+    container: str
+    codec: str
+    pix_fmt: str
+    width: int
+    height: int
+    rotation_deg: int
+    fps: float | None
+    num_frames_header: int | None
+    duration_s: float | None
+    video_streams: int
+    has_audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """One of the eight ways a picture can lie: transpose first, then flip."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @property
+    def rotation_deg(self) -> int:
+        """Clockwise turn in degrees, leaving mirroring aside."""
+        if self.transpose:
+            return 90 if self.flip_x else 270
+        return 180 if self.flip_y else 0
+
+    def apply(self, frame: Frames) -> Frames:
+        """Turns one frame (H, W, 3) upright."""
+        if self.transpose:
+            frame = frame.transpose(1, 0, 2)
+        if self.flip_x:
+            frame = frame[:, ::-1]
+        if self.flip_y:
+            frame = frame[::-1]
+        return np.ascontiguousarray(frame)
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Says what a file is, from its content and never from its name.
+
+    Raises:
+        UnreadableMedia: when no frame can be had from it.
+    """
+    path = Path(path)
+    still = _open_still(path)
+    if still is not None:
+        return _probe_still(still, path)
+    with _open_video(path) as (container, stream):
+        first = next(_decode(container, stream, path))
+        orientation = _orientation(first)
+        height, width = (first.width, first.height) if orientation.transpose else (first.height, first.width)
+        rate = stream.average_rate or stream.guessed_rate
+        return VideoInfo(
+            media="video",
+            container=container.format.name,
+            codec=stream.codec_context.codec.canonical_name,
+            pix_fmt=stream.codec_context.pix_fmt or first.format.name,
+            width=width,
+            height=height,
+            rotation_deg=orientation.rotation_deg,
+            fps=float(rate) if rate else None,
+            num_frames_header=stream.frames or None,
+            duration_s=_duration_s(container, stream),
+            video_streams=len(container.streams.video),
+            has_audio=len(container.streams.audio) > 0,
+        )
+
+
+def decode_frames(path: Path | str, size: tuple[int, int] | None = None) -> Iterator[Frames]:
+    """Decodes all frames in presentation order, in constant memory.
+
+    Args:
+        path: video or still image (which gives one frame).
+        size: (height, width) to resize to while decoding; None keeps the source's, upright.
+            A stream that changes its size midway keeps the size of its first frame.
+
+    Yields:
+        uint8 RGB frames (height, width, 3).
+
+    Raises:
+        UnreadableMedia: before the first frame, or midway with reason "decode_error" when damaged.
+    """
+    path = Path(path)
+    still = _open_still(path)
+    if still is not None:
+        yield _still_frame(still, path, size)
+        return
+    with _open_video(path) as (container, stream):
+        to_rgb = _RgbConverter(size)
+        for frame in _decode(container, stream, path):
+            yield to_rgb(frame)
+
+
+def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None) -> Frames:
+    """Reads frames by number (0 is the first in presentation order), exactly.
+
+    Args:
+        path: video or still image.
+        indices: frame numbers in any order, repeats allowed.
+        size: (height, width) to resize to while decoding.
+
+    Returns:
+        (len(indices), H, W, 3) uint8, in the order of `indices`.
+
+    Raises:
+        UnreadableMedia: when the file ends before the last wanted frame, or is damaged before it.
+    """
+    if not indices or min(indices) < 0:
+        raise ValueError(f"frame indices must be a non-empty list of numbers >= 0, got {list(indices)}")
+    wanted = set(indices)
+    last = max(wanted)
+    found: dict[int, Frames] = {}
+    number = -1
+    for number, frame in enumerate(decode_frames(path, size)):
+        if number in wanted:
+            found[number] = frame
+        if number == last:
+            break
+    if number < last:
+        raise UnreadableMedia(
+            "decode_error", f"ends after {number + 1} frames, frame {last} was asked for", path
+        )
+    return np.stack([found[index] for index in indices])
+
+
+def write_video(
+    path: Path | str,
+    frames: Frames | Iterable[Frames],
+    fps: float,
+    *,
+    codec: str = "libx264",
+    crf: int = 18,
+    rotation_deg: int = 0,
+) -> None:
+    """Encodes frames; the same frames give the same bytes on every run.
+
+    Args:
+        path: the suffix chooses the container (.mp4, .mkv, .mov, ...).
+        frames: (N, H, W, 3) uint8 RGB, or an iterable of (H, W, 3); odd sizes are kept (4:4:4 chroma).
+        fps: frames per second; rates like 29.97 become their exact fraction.
+        codec: an FFmpeg encoder.
+        crf: quality, lower is better, for encoders that have it.
+        rotation_deg: clockwise turn (multiple of 90) players shall apply; `frames` are stored as given.
+    """
+    path = Path(path)
+    source = iter(frames)
+    first = next(source, None)
+    if first is None:
+        raise ValueError(f"no frames to write to {path}")
+    height, width = first.shape[:2]
+    pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
+    reformatter = VideoReformatter()
+    # Opening by hand, not by name: FFmpeg would write its version and the file's name otherwise.
+    options = {"movflags": "faststart"} if path.suffix.lower() in {".mp4", ".mov", ".m4v"} else {}
+    with av.open(str(path), "w", options=options | {"fflags": "bitexact"}) as container:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        assert isinstance(stream, VideoStream)
+        _configure_encoder(stream, height, width, pix_fmt, crf)
+        if rotation_deg:
+            stream.set_display_rotation(-rotation_deg)
+        for array in _chain_first(first, source):
+            if array.shape != first.shape or array.dtype != np.uint8:
+                raise ValueError(
+                    f"frames of {path} must all be uint8 {first.shape}, got {array.dtype} {array.shape}"
+                )
+            rgb = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            yuv = reformatter.reformat(
+                rgb,
+                format=pix_fmt,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=SWSCALE,
+                threads=1,
+            )
+            container.mux(stream.encode(yuv))
+        container.mux(stream.encode(None))
+
+
+def write_image(path: Path | str, frame: Frames, *, quality: int = 95) -> None:
+    """Writes one frame (H, W, 3) uint8 RGB; the suffix chooses the format, `quality` counts for JPEG and WebP."""
+    path = Path(path)
+    options: dict[str, Any] = {}
+    if path.suffix.lower() in {".jpg", ".jpeg"}:
+        options = {"quality": quality, "subsampling": 0}
+    elif path.suffix.lower() == ".webp":
+        options = {"quality": quality}
+    Image.fromarray(np.ascontiguousarray(frame)).save(path, **options)
+
+
+def resize_crop(frames: Frames, height: int, width: int, *, is_image: bool = False) -> Frames:
+    """Scales to cover (height, width), keeping the aspect ratio, and cuts the centre out.
+
+    The rules are Open-Sora 1.1's: bilinear without antialiasing for video, antialiased bicubic for
+    stills, which also round the crop offset differently.
+
+    Args:
+        frames: (N, H, W, 3) uint8.
+        height, width: target in pixels.
+        is_image: the frames are photographs, not video.
+
+    Returns:
+        (N, height, width, 3) uint8.
+    """
+    source_height, source_width = frames.shape[1:3]
+    scaled_height, scaled_width, top, left = resize_crop_geometry(
+        source_height, source_width, height, width, is_image=is_image
+    )
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for index, frame in enumerate(frames):
+        if is_image:
+            image = Image.fromarray(frame).resize((scaled_width, scaled_height), Image.Resampling.BICUBIC)
+            out[index] = np.asarray(image)[rows, columns]
+        else:
+            scaled = cv2.resize(frame, (scaled_width, scaled_height), interpolation=cv2.INTER_LINEAR)
+            out[index] = scaled[rows, columns]
+    return out
+
+
+class _RgbConverter:
+    """Turns decoded frames into upright RGB arrays of one size, whatever the stream does."""
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self._size = size
+        self._reformatter = VideoReformatter()
+
+    def __call__(self, frame: VideoFrame) -> Frames:
+        orientation = _orientation(frame)
+        if self._size is None:
+            self._size = (frame.width, frame.height) if orientation.transpose else (frame.height, frame.width)
+        height, width = self._size
+        if orientation.transpose:
+            height, width = width, height
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", interpolation=SWSCALE, threads=1)
+        return orientation.apply(rgb.to_ndarray().astype(np.uint8, copy=False))
+
+
+@contextmanager
+def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    try:
+        container = av.open(
+            str(path),
+            metadata_errors="ignore",
+            container_options={"format_whitelist": VIDEO_DEMUXERS, "protocol_whitelist": "file"},
+        )
+    except (av.FFmpegError, ValueError) as error:
+        raise UnreadableMedia("not_media", _phrase(error), path) from error
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
+            raise UnreadableMedia("no_video_stream", "the file holds no video stream", path)
+        if stream.codec_context is None:
+            raise UnreadableMedia("no_decoder", "no decoder for the video stream", path)
+        stream.thread_type = ThreadType.AUTO
+        yield container, stream
+
+
+def _decode(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:
+    """Yields all frames; a damaged packet, or a file without any frame, is an error."""
+    number = 0
+    try:
+        for packet in container.demux(stream):
+            if packet.is_corrupt:
+                raise UnreadableMedia("decode_error", f"damaged data after frame {number}", path)
+            for frame in packet.decode():
+                if isinstance(frame, VideoFrame):
+                    number += 1
+                    yield frame
+    except av.FFmpegError as error:
+        raise UnreadableMedia("decode_error", f"{_phrase(error)} after frame {number}", path) from error
+    if number == 0:
+        raise UnreadableMedia("decode_error", "the video stream holds no frame", path)
+
+
+def _orientation(frame: VideoFrame) -> Orientation:
+    """Reads the display matrix [[a, b, u], [c, d, v], [x, y, w]]: x' = a x + c y, y' = b x + d y."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
+        return Orientation()
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(a) >= abs(b):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
+
+
+def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration is not None else None
+
+
+def _configure_encoder(stream: VideoStream, height: int, width: int, pix_fmt: str, crf: int) -> None:
+    stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = LIMITED_RANGE
+    context.thread_count = 1
+    stream.options = {
+        "crf": str(crf),
+        "g": "24",
+        "bf": "0",
+        "sc_threshold": "0",
+        "flags": "+bitexact",
+        "threads": "1",
+    }
+
+
+def _chain_first(first: Frames, rest: Iterator[Frames]) -> Iterator[Frames]:
+    yield first
+    yield from rest
+
+
+def _phrase(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".").lower()
+
+
+def _open_still(path: Path) -> Image.Image | None:
+    """Opens a still image, or gives None when the content is something else."""
+    if not path.is_file():
+        raise UnreadableMedia("missing_file", "there is no such file", path)
+    content_start = path.open("rb").read(1)
+    if not content_start:
+        raise UnreadableMedia("empty_file", "the file is empty", path)
+    try:
+        return Image.open(path, formats=IMAGE_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise UnreadableMedia("not_media", _phrase(error), path) from error
+    except (UnidentifiedImageError, OSError, SyntaxError):
+        return None
+
+
+def _still_frame(image: Image.Image, path: Path, size: tuple[int, int] | None = None) -> Frames:
+    """Decodes a still: EXIF orientation applied, transparency over white, 16 bits to 8."""
+    try:
+        with image:
+            upright = ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UnreadableMedia("decode_error", _phrase(error), path) from error
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
+    rgb = upright.convert("RGB")
+    if size is not None:
+        rgb = rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.array(rgb)
+
+
+def _probe_still(image: Image.Image, path: Path) -> VideoInfo:
+    container, mode = image.format or "unknown", image.mode
+    height, width = _still_frame(image, path).shape[:2]
+    return VideoInfo(
+        media="image",
+        container=container.lower(),
+        codec=container.lower(),
+        pix_fmt=mode.lower(),
+        width=width,
+        height=height,
+        rotation_deg=0,
+        fps=None,
+        num_frames_header=1,
+        duration_s=None,
+        video_streams=0,
+        has_audio=False,
+    )

@@ -1,0 +1,1 @@
+"""The graph: configuration, Kubeflow shells, local services, and the command line."""

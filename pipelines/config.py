@@ -1,0 +1,171 @@
+"""A whole run in one file: what `kinoflow run --preset NAME` reads, checks and hands to every stage."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from components.config import (
+    BucketConfig,
+    CurateConfig,
+    EvaluateConfig,
+    IngestConfig,
+    OptimizerConfig,
+    Section,
+    StagePlanConfig,
+    TrainConfig,
+    parse,
+)
+from components.errors import KinoflowError
+from model.buckets import BucketTable
+from model.config import STDiT2Config
+from model.diffusion_config import DiffusionConfig, IDDPMConfig
+from model.encoder_config import AutoencoderConfig, TextEncoderConfig
+from model.mask_config import MaskRatios
+
+
+class StageConfig(Section):
+    """One of the chained training stages."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    steps: int = Field(gt=0, description="Optimizer steps.")
+    buckets: BucketTable
+    optimizer: OptimizerConfig = OptimizerConfig()
+    masks: MaskRatios | None = None
+    activation_checkpointing: bool = False
+    carry_optimizer: bool = True
+
+
+class TrainingDefaults(Section):
+    """What all stages share."""
+
+    ema_decay: float = Field(0.9999, ge=0, lt=1)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    compile: bool = False
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    checkpoint_every: int = Field(500, ge=1)
+    log_every: int = Field(10, ge=1)
+    keep_checkpoints: int = Field(2, ge=1)
+
+
+class DemoData(Section):
+    """Source videos made on the spot, with known truth; only for runs that are given no videos."""
+
+    num_videos: int = Field(ge=1)
+    num_images: int = Field(ge=0)
+    seed: int = 1
+
+
+class RunConfig(Section):
+    """Everything that decides the result of a run."""
+
+    preset: str
+    description: str
+    seed: int = 42
+    trainable_here: bool = Field(True, description="False for presets that are validated and planned only.")
+    num_threads: int | None = Field(None, ge=1)
+    demo_data: DemoData | None = None
+    ingest: IngestConfig = IngestConfig()
+    curate: CurateConfig = CurateConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    crops_per_clip: int | None = 2
+    eval_batches_per_bucket: int = Field(2, ge=1)
+    network: STDiT2Config = STDiT2Config()
+    diffusion: DiffusionConfig = IDDPMConfig()
+    training: TrainingDefaults = TrainingDefaults()
+    stages: tuple[StageConfig, ...] = Field(min_length=3, max_length=3)
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _checks(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ, got {', '.join(names)}")
+        for stage in self.stages:
+            self.train_config(stage.name)
+        return self
+
+    def bucket_config(self) -> BucketConfig:
+        """What the `bucket` component is told."""
+        plans = tuple(StagePlanConfig(name=s.name, buckets=s.buckets, steps=s.steps) for s in self.stages)
+        return BucketConfig(
+            seed=self.seed,
+            stages=plans,
+            autoencoder=self.autoencoder,
+            text_encoder=self.text_encoder,
+            crops_per_clip=self.crops_per_clip,
+            eval_batches_per_bucket=self.eval_batches_per_bucket,
+        )
+
+    def train_config(self, name: str) -> TrainConfig:
+        """What the `train` component is told for the stage of that name."""
+        stage = next(stage for stage in self.stages if stage.name == name)
+        return TrainConfig(
+            **self.training.model_dump(),
+            name=stage.name,
+            steps=stage.steps,
+            seed=self.seed,
+            network=self.network,
+            diffusion=self.diffusion,
+            optimizer=stage.optimizer,
+            masks=stage.masks,
+            activation_checkpointing=stage.activation_checkpointing,
+            carry_optimizer=stage.carry_optimizer,
+            num_threads=self.num_threads,
+        )
+
+
+def preset_names() -> list[str]:
+    """The presets that come with the package."""
+    folder = resources.files("pipelines") / "presets"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_run_config(preset: str, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a preset by name, or a YAML file by path, and apply dotted overrides such as `stages.0.steps`.
+
+    Raises:
+        KinoflowError: unknown preset or key, or a value that breaks a rule.
+    """
+    path = Path(preset)
+    if preset in preset_names():
+        text = (resources.files("pipelines") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        raise KinoflowError(
+            f"There is no preset {preset!r}; choose one of {', '.join(preset_names())}, or give a YAML file."
+        )
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise KinoflowError(f"The preset {preset} is not valid YAML: {error}.") from error
+    for key, value in (overrides or {}).items():
+        _override(data, key, value)
+    return parse(RunConfig, data, f"preset {preset}")
+
+
+def _override(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one value inside nested mappings and lists; a missing mapping on the way is made."""
+    *parents, last = dotted.split(".")
+    here: Any = data
+    for part in parents:
+        if isinstance(here, list):
+            if not part.isdigit() or int(part) >= len(here):
+                raise KinoflowError(f"override {dotted}: {part!r} is not an index of a list of {len(here)}.")
+            here = here[int(part)]
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            raise KinoflowError(f"override {dotted}: there is nothing below {part!r}.")
+    if isinstance(here, dict):
+        here[last] = value
+    elif isinstance(here, list) and last.isdigit() and int(last) < len(here):
+        here[int(last)] = value
+    else:
+        raise KinoflowError(f"override {dotted}: there is no {last!r}.")

@@ -11,6 +11,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from model.diffusion_config import DiffusionConfig, IDDPMConfig
+
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`denoise(x, timesteps, x_mask)`: x (B, C, T, H, W), timesteps (B,) on the 0..1000 scale, x_mask (B, T) bool
 or None -> (B, Cout, T, H, W)."""
@@ -147,3 +149,14 @@ def check_frame_mask(mask: Tensor | None, latents: Tensor) -> None:
 def broadcast_frames(mask: Tensor) -> Tensor:
     """(B, T) -> (B, 1, T, 1, 1), to meet latents."""
     return mask[:, None, :, None, None]
+
+
+def build_process(config: DiffusionConfig, num_sampling_steps: int | None = None) -> DiffusionProcess:
+    """The process a config names; without a number of sampling steps it is the one to train with."""
+    from model.flow import RectifiedFlow  # here, since both modules build on this one
+    from model.iddpm import IDDPM
+
+    if isinstance(config, IDDPMConfig):
+        return IDDPM(num_sampling_steps, rescale_learned_sigmas=config.rescale_learned_sigmas)
+    steps = {} if num_sampling_steps is None else {"num_sampling_steps": num_sampling_steps}
+    return RectifiedFlow(timestep_density=config.timestep_density, flow_shift=config.flow_shift, **steps)

@@ -129,7 +129,8 @@ class Schedule:
         previous = torch.cat([betas.new_ones(1), alphas_cumprod[:-1]])
         posterior_variance = betas * (1.0 - previous) / (1.0 - alphas_cumprod)
         # The first posterior variance is 0; its logarithm borrows the second (or beta, if there is one step only).
-        clipped = torch.cat([(posterior_variance if len(betas) > 1 else betas)[1:2], posterior_variance[1:]])
+        first = posterior_variance[1:2] if len(betas) > 1 else betas
+        clipped = torch.cat([first, posterior_variance[1:]])
         return cls(
             timestep_map=timestep_map,
             betas=betas,
@@ -147,7 +148,9 @@ class Schedule:
             posterior_mean_coef2=(1.0 - previous) * torch.sqrt(1.0 - betas) / (1.0 - alphas_cumprod),
         )
 
-    def __len__(self) -> int:
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps are kept, K."""
         return len(self.betas)
 
     def to(self, device: torch.device) -> Schedule:

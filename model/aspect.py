@@ -109,8 +109,7 @@ def _video_resolutions() -> dict[str, Resolution]:
     header, *rows = _VIDEO_TABLE.strip().splitlines()
     cells = [row.split() for row in rows]
     tables = {
-        name: {row[0]: _size(row[column]) for row in cells}
-        for column, name in enumerate(header.split()[1:], start=1)
+        name: {row[0]: _size(row[column]) for row in cells} for column, name in enumerate(header.split()[1:], start=1)
     }
     # Released order: in the 4k table 0.62 stands before 0.56 and so wins their tie.
     keys = list(tables["4k"])

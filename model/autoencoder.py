@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,18 +28,6 @@ STATISTICS_CROPS = 256
 
 Progress = Callable[[int, int, float], None]
 """Called as progress(step, steps, psnr_db) after every optimiser step."""
-
-
-class FrameCodec(Protocol):
-    """What a backend offers: single frames to normalised latents and back."""
-
-    latent_channels: int
-
-    def encode_frames(self, frames: Tensor, generator: torch.Generator | None) -> Tensor: ...
-
-    def decode_frames(self, latents: Tensor) -> Tensor: ...
-
-    def save(self, folder: Path) -> None: ...
 
 
 class _Refine(nn.Module):
@@ -147,7 +136,9 @@ class KLAutoencoder(nn.Module):
 
     def decode_frames(self, latents: Tensor) -> Tensor:
         """Scaled latents (N, C, h, w) to frames (N, 3, 8h, 8w) clipped to [-1, 1]."""
-        frames: Tensor = self.network.decode(latents.to(self.network.dtype) / self.scaling_factor + self.shift_factor).sample
+        frames: Tensor = self.network.decode(
+            latents.to(self.network.dtype) / self.scaling_factor + self.shift_factor
+        ).sample
         return frames.clamp(-1, 1)
 
     def save(self, folder: Path) -> None:
@@ -157,7 +148,7 @@ class KLAutoencoder(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a diffusers folder; only safetensors weights are accepted."""
-        from diffusers import AutoencoderKL  # type: ignore[attr-defined]
+        from diffusers import AutoencoderKL
 
         network = AutoencoderKL.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
@@ -251,7 +242,7 @@ def load_autoencoder(folder: str | Path, micro_batch_size: int = 4) -> Autoencod
         raise ValueError(f"{path} holds a {kind}; give the folder of an AutoencoderKL or a PatchAutoencoder.")
     try:
         codec = PatchAutoencoder.load(path, document) if kind == "PatchAutoencoder" else KLAutoencoder.load(path)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, SafetensorError) as error:
         raise ValueError(f"The weights of the {kind} in {path} cannot be read: {error}") from error
     return Autoencoder(codec, micro_batch_size)
 
@@ -292,7 +283,7 @@ def _initialise(network: PatchAutoencoder, crops: _Crops) -> None:
     for refine in (network.refine_latents, network.refine_patches):
         nn.init.zeros_(refine.leave.weight)
         for block in refine.blocks:
-            nn.init.zeros_(block[-1].weight)  # type: ignore[index,arg-type]
+            nn.init.zeros_(block[-1].weight)  # type: ignore[index]
     patches_per_crop = (crops.side // SPATIAL_STRIDE) ** 2
     sample = F.pixel_unshuffle(crops.draw(max(1, PCA_PATCHES // patches_per_crop)), SPATIAL_STRIDE)
     rows = rearrange(sample, "N P H W -> (N H W) P").double()
@@ -338,7 +329,7 @@ def fit_autoencoder(
         noise = torch.randn(latents.shape, generator=crops.generator)
         loss = F.mse_loss(network.raw_frames(latents + config.latent_noise * scale * noise), pixels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -18,10 +18,12 @@ class STDiT2Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     input_size: tuple[int | None, int | None, int | None] = Field(
-        (None, None, None), description="Latent (frames, height, width) in released files; the network ignores it."
+        (None, None, None), description="Latent (frames, height, width) in released files; ignored."
     )
     in_channels: Positive = Field(4, description="Latent channels of the autoencoder.")
-    patch_size: tuple[Positive, Positive, Positive] = Field((1, 2, 2), description="Patch (time, height, width).")
+    patch_size: tuple[Positive, Positive, Positive] = Field(
+        (1, 2, 2), description="Latent places per token: (time, height, width)."
+    )
     hidden_size: Positive = Field(1152, description="Width D of every token.")
     depth: Positive = Field(28, description="Number of blocks.")
     num_heads: Positive = Field(16, description="Attention heads; D / num_heads channels each.")
@@ -47,12 +49,13 @@ class STDiT2Config(BaseModel):
 
     @model_validator(mode="after")
     def _check_divisible(self) -> Self:
+        d = self.hidden_size
         for divisor, why in ((3, "size embeddings"), (4, "position table"), (self.num_heads, "attention heads")):
-            if self.hidden_size % divisor:
-                raise ValueError(f"hidden_size {self.hidden_size} is not divisible by {divisor} ({why}); change it")
+            if d % divisor:
+                raise ValueError(f"hidden_size {d} is not divisible by {divisor} ({why}); change it")
         if self.head_dim % 2:
             raise ValueError(
-                f"hidden_size / num_heads = {self.head_dim} is odd; rotary embedding turns pairs of channels, make it even"
+                f"hidden_size / num_heads = {self.head_dim} is odd; rotary embedding needs pairs, make it even"
             )
         return self
 

@@ -14,7 +14,9 @@ class AutoencoderConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     latent_channels: int = Field(default=8, ge=1, le=192, description="Channels of a latent; at most 3 x 8 x 8.")
-    hidden_channels: int = Field(default=128, ge=8, description="Width of the convolutions that refine the linear part.")
+    hidden_channels: int = Field(
+        default=128, ge=8, description="Width of the convolutions that refine the linear part."
+    )
     depth: int = Field(default=2, ge=0, description="Residual convolution blocks in the encoder and in the decoder.")
     steps: int = Field(default=800, ge=0, description="Optimiser steps of the fit; 0 keeps the principal components.")
     batch_size: int = Field(default=16, gt=0, description="Frame crops in one step.")
@@ -28,7 +30,9 @@ class AutoencoderConfig(BaseModel):
     @model_validator(mode="after")
     def _crop_is_whole_latents(self) -> Self:
         if self.crop_px % 8:
-            raise ValueError(f"crop_px={self.crop_px} is not a multiple of the autoencoder's stride 8; choose 48 or 64.")
+            raise ValueError(
+                f"crop_px={self.crop_px} is not a multiple of the autoencoder's stride 8; choose 48 or 64."
+            )
         return self
 
 
@@ -40,7 +44,9 @@ class TextEncoderConfig(BaseModel):
     hidden_size: int = Field(default=64, ge=8, description="Width of the text features (caption_channels).")
     depth: int = Field(default=1, ge=1, description="T5 encoder layers.")
     num_heads: int = Field(default=4, ge=1, description="Attention heads.")
-    model_max_length: int = Field(default=32, ge=2, description="Tokens a caption is padded or cut to, its end included.")
+    model_max_length: int = Field(
+        default=32, ge=2, description="Tokens a caption is padded or cut to, its end included."
+    )
     max_vocabulary: int = Field(default=30_000, ge=4, description="Most frequent words kept; others become <unk>.")
     seed: int = Field(default=0, ge=0, description="Seed of the encoder's weights.")
 

@@ -27,7 +27,7 @@ class ResizeCrop(NamedTuple):
 def latent_size(
     num_frames: int, height: int, width: int, stride: tuple[int, int, int] = VAE_STRIDE
 ) -> tuple[int, int, int]:
-    """Latent (num_frames, height, width) of a clip in pixels: each side divided by the stride, rounded down."""
+    """Latent (num_frames, height, width) of a clip in pixels: each divided by the stride, rounded down."""
     return num_frames // stride[0], height // stride[1], width // stride[2]
 
 
@@ -72,11 +72,10 @@ def resize_crop_geometry(
         scaled_height, scaled_width = height, round(source_width * vertical)
     else:
         scaled_height, scaled_width = round(source_height * horizontal), width
+    extra_height, extra_width = scaled_height - height, scaled_width - width
     if is_image:
-        return ResizeCrop(
-            scaled_height, scaled_width, round((scaled_height - height) / 2), round((scaled_width - width) / 2)
-        )
-    return ResizeCrop(scaled_height, scaled_width, (scaled_height - height) // 2, (scaled_width - width) // 2)
+        return ResizeCrop(scaled_height, scaled_width, round(extra_height / 2), round(extra_width / 2))
+    return ResizeCrop(scaled_height, scaled_width, extra_height // 2, extra_width // 2)
 
 
 def frame_indices(start: int, end: int, num_frames: int) -> list[int]:
@@ -101,10 +100,11 @@ def forward_flops(
     text_tokens: int,
     stride: tuple[int, int, int] = VAE_STRIDE,
 ) -> int:
-    """Floating-point operations of one forward pass for one sample, matrix products only (2 per multiply-add).
+    """Floating-point operations of one forward pass for one sample.
 
-    Attention's score and value products are counted: spatial over the tokens of a frame, temporal over the
-    frames, cross over the caption. A backward pass costs twice as much again.
+    Matrix products only, 2 operations per multiply-add. Attention's score and value products are counted:
+    spatial over the tokens of a frame, temporal over the frames, cross over the caption. A backward pass
+    costs twice as much again.
 
     Args:
         num_frames, height, width: clip size in pixels.
@@ -122,7 +122,7 @@ def forward_flops(
     mlp = 2 * tokens * d * int(d * config.mlp_ratio)
     per_block = self_attentions + cross_attention + mlp
     third = d // 3
-    conditioning = 3 * (TIMESTEP_FEATURES * d + d * d) + 3 * (TIMESTEP_FEATURES * third + third * third) + 9 * d * d
+    embedders = 3 * (TIMESTEP_FEATURES * d + d * d) + 3 * (TIMESTEP_FEATURES * third + third * third)
     text = text_tokens * (config.caption_channels * d + d * d)
     ends = tokens * patch_volume * d * (config.in_channels + config.out_channels)
-    return 2 * (config.depth * per_block + conditioning + text + ends)
+    return 2 * (config.depth * per_block + embedders + 9 * d * d + text + ends)

@@ -120,4 +120,4 @@ def _pcg64_uniform(state: UInt128) -> NDArray[np.float64]:
     word = state[0] ^ state[1]
     rotation = state[0] >> np.uint64(58)
     rotated = word >> rotation | word << (np.uint64(64) - rotation & np.uint64(63))
-    return (rotated >> np.uint64(11)) * 2.0**-53
+    return (rotated >> np.uint64(11)).astype(np.float64) * 2.0**-53

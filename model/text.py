@@ -1,12 +1,14 @@
 """Captions to features: any T5 encoder folder, or a small one whose vocabulary is the captions' words."""
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from model.autoencoder import state_digest
@@ -16,8 +18,8 @@ DEFAULT_MAX_LENGTH = 200
 """Open-Sora 1.1's text length, used when a tokenizer names no length of its own."""
 
 RELATIVE_BIAS_STD = 3.0
-# T5's own start (0.1) attends to all words alike, so "a red ball on blue" and "a blue ball on red" would
-# have the same features; strong random biases make each head look at words at certain distances.
+"""T5's own start attends to all words nearly alike, so "a red ball on blue" and "a blue ball on red" would have
+the same features; strong random biases make each head look at words at certain distances."""
 
 SPECIAL_TOKENS = ("<pad>", "</s>", "<unk>")
 
@@ -82,8 +84,11 @@ class TextEncoder:
     @property
     def digest(self) -> str:
         """SHA-256 over the weights, the vocabulary and the text length: same digest, same features."""
-        rules = f"{state_digest(self.network)} {self.model_max_length} {self.tokenizer.backend_tokenizer.to_str()}"
-        return hashlib.sha256(rules.encode()).hexdigest()
+        rules = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for name in ("padding", "truncation"):  # the tokenizer's memory of its last call
+            rules.pop(name, None)
+        parts = [state_digest(self.network), self.model_max_length, rules]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def load_text_encoder(folder: str | Path, model_max_length: int | None = None) -> TextEncoder:
@@ -98,9 +103,7 @@ def load_text_encoder(folder: str | Path, model_max_length: int | None = None) -
     from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
 
     path = Path(folder)
-    weights, vocabulary = (
-        path / name if (path / name).is_dir() else path for name in ("text_encoder", "tokenizer")
-    )
+    weights, vocabulary = (path / name if (path / name).is_dir() else path for name in ("text_encoder", "tokenizer"))
     if not (weights / "config.json").is_file():
         raise ValueError(f"{path} is not a text encoder folder: it has no config.json of a T5 encoder.")
     try:
@@ -109,7 +112,7 @@ def load_text_encoder(folder: str | Path, model_max_length: int | None = None) -
             raise ValueError(f"its config.json describes a {kind}, not a T5")
         network = T5EncoderModel.from_pretrained(weights, local_files_only=True, use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(vocabulary, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"The T5 encoder in {path} cannot be read: {error}") from error
     own_length = int(tokenizer.model_max_length)
     length = model_max_length or (own_length if own_length < 1_000_000 else DEFAULT_MAX_LENGTH)

@@ -1,0 +1,336 @@
+"""Attention of the ST-DiT-2 network: the kernel choice, self-attention and cross-attention.
+
+Shapes: B batch, T frames, S tokens per frame, D width, H heads, d = D / H, N sequences of L tokens.
+"""
+
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+Kernel = Literal["bmm", "sdpa"]
+
+# On CPU a fused kernel pays off only from this many keys on; below it two plain batched products are faster.
+CPU_SDPA_MIN_KEYS = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 512}
+
+
+def choose_kernel(device_type: str, dtype: torch.dtype, num_keys: int) -> Kernel:
+    """Which attention kernel is fastest: ``"sdpa"`` (fused) or ``"bmm"`` (plain batched products)."""
+    if device_type == "cpu" and num_keys < CPU_SDPA_MIN_KEYS.get(dtype, 0):
+        return "bmm"
+    return "sdpa"
+
+
+@functools.cache
+def _log_kernel(kernel: Kernel, device_type: str, dtype: torch.dtype, head_dim: int) -> None:
+    logger.info("attention: %s on %s, %s, %d channels per head", kernel, device_type, dtype, head_dim)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Softmax attention, exact, by whichever kernel suits device, type and length.
+
+    Args:
+        q: (N, H, Lq, d).
+        k, v: (N, H, Lk, d).
+        bias: (N, 1, 1, Lk) added to the scores, or None.
+        scale: factor of the scores; ``d ** -0.5`` when None.
+
+    Returns:
+        (N, H, Lq, d), dtype of `v`. The softmax is computed in float32 inside both kernels.
+    """
+    kernel = choose_kernel(q.device.type, q.dtype, k.shape[-2])
+    if not torch.compiler.is_compiling():
+        _log_kernel(kernel, q.device.type, q.dtype, q.shape[-1])
+    if kernel == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    sequences, heads, num_queries, channels = q.shape
+    queries = q.reshape(-1, num_queries, channels)
+    keys = k.reshape(-1, k.shape[-2], channels).transpose(1, 2)
+    if bias is not None:
+        bias = bias.expand(-1, heads, -1, -1).reshape(-1, 1, k.shape[-2])
+        scores = torch.baddbmm(bias, queries, keys, alpha=scale)
+    elif scale == 1.0:
+        scores = torch.bmm(queries, keys)
+    else:
+        scores = torch.baddbmm(queries.new_zeros(1), queries, keys, beta=0, alpha=scale)
+    out = torch.bmm(scores.softmax(-1), v.reshape(-1, v.shape[-2], channels))
+    return out.view(sequences, heads, num_queries, channels)
+
+
+class RMSNorm(nn.Module):
+    """``weight * x / sqrt(mean(x**2) + eps)`` over the last axis; the statistic is in float32.
+
+    Args:
+        dim: size of the last axis.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., dim); the result is cast to the type of `x` before the weight multiplies it."""
+        return rms_normalise(x, self.eps) * self.weight
+
+
+def rms_normalise(x: Tensor, eps: float) -> Tensor:
+    """`x` (..., d) over the root of its mean square along the last axis, computed in float32; type of `x`."""
+    x32 = x.float()
+    inverse = torch.rsqrt(x32.square().mean(-1, keepdim=True) + eps)
+    return (x32 * inverse).to(x.dtype)
+
+
+def normalise_queries_keys(qk: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS-normalise q and k together, each with its own weight.
+
+    Args:
+        qk: (2, N, H, L, d), q then k.
+        weight: (2, d).
+        eps: added to the mean square.
+    """
+    is_float32_on_cpu = qk.device.type == "cpu" and qk.dtype == weight.dtype == torch.float32
+    if is_float32_on_cpu and not torch.compiler.is_compiling():
+        normalised: Tensor = _FusedRMSNorm.apply(qk, weight, eps)
+        return normalised
+    return rms_normalise(qk, eps) * weight[:, None, None, None].to(qk.dtype)
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """The float32 norm with a hand-written backward: a third of the passes over memory that autograd takes.
+
+    With r = 1 / rms(x), y = w x r: dx = r (w g) - x r^3 / d * sum(w g x), dw = sum(r g x).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        return (x * inverse).mul_(weight[:, None, None, None])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        gradient = gradients[0]
+        product = (gradient * x).flatten(1, 3)
+        dot = torch.bmm(product, weight[:, :, None]).view_as(inverse)
+        grad_weight = torch.bmm(inverse.view(2, 1, -1), product)[:, 0]
+        grad_x = (gradient * weight[:, None, None, None]).mul_(inverse)
+        return grad_x.addcmul_(x, inverse.pow(3).mul_(dot).div_(x.shape[-1]), value=-1), grad_weight, None
+
+
+@dataclass(frozen=True)
+class RotaryTable:
+    """Angles of the rotary embedding for L positions: `cos` and `sin`, each (L, d / 2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Turn the channel pairs (0, 1), (2, 3), ... of `x` (..., L, d) by the angle of their position."""
+        if x.dtype == self.cos.dtype == torch.float32 and not torch.compiler.is_compiling():
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+            turned: Tensor = torch.view_as_real(pairs * torch.complex(self.cos, self.sin))
+            return turned.flatten(-2)
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
+        return turned.flatten(-2).to(x.dtype)
+
+
+class RotaryEmbedding(nn.Module):
+    """Rotary position embedding over frames, all channels of a head turned in interleaved pairs.
+
+    The frequencies ``theta ** (-2k / d)`` are a frozen parameter, stored as ``freqs`` (d / 2). Positions,
+    angles, cosines and sines are computed in the type of `freqs`, as in Open-Sora 1.1.
+
+    Args:
+        dim: channels d per head, even.
+        theta: base of the frequencies.
+    """
+
+    def __init__(self, dim: int, theta: float = 10000.0) -> None:
+        super().__init__()
+        self.dim = dim
+        self.theta = theta
+        self.freqs = nn.Parameter(self.frequencies(), requires_grad=False)
+
+    def frequencies(self) -> Tensor:
+        """The d / 2 frequencies in float32."""
+        return 1.0 / self.theta ** (torch.arange(0, self.dim, 2).float() / self.dim)
+
+    def table(self, length: int) -> RotaryTable:
+        """Cosines and sines of positions 0 .. length - 1."""
+        positions = torch.arange(length, device=self.freqs.device, dtype=self.freqs.dtype)
+        angles = positions[:, None] * self.freqs
+        return RotaryTable(angles.cos(), angles.sin())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rotate `x` (..., L, d) along its second-to-last axis; same shape and type."""
+        return self.table(x.shape[-2]).rotate(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional rotary embedding and q/k RMSNorm, in that order.
+
+    Rotating before normalising is what Open-Sora 1.1 weights were trained with; the order matters because the
+    norm has a weight per channel.
+
+    Args:
+        dim: width D.
+        num_heads: heads H; D / H channels each.
+        qk_norm: normalise q and k, with weights shared by all heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm: nn.Module = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.k_norm: nn.Module = RMSNorm(self.head_dim) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None = None) -> Tensor:
+        """Attend along the second axis.
+
+        Args:
+            x: (N, L, D).
+            rotary: turns q and k by their position along L.
+
+        Returns:
+            (N, L, D).
+        """
+        return self.over_tokens(x[None], rotary)[0]
+
+    def over_tokens(self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None = None) -> Tensor:
+        """Spatial attention: `x` (B, T, S, D), every frame attends within its own S tokens. Same shape."""
+        q, k, v = self._queries_keys_values(x, rotary, sequence_axis=2)
+        out = attention(q, k, v, scale=self._score_scale)
+        out = out.view(*x.shape[:2], self.num_heads, -1, self.head_dim).transpose(2, 3)
+        projected: Tensor = self.proj(out.flatten(3))
+        return projected
+
+    def over_frames(self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None = None) -> Tensor:
+        """Temporal attention: `x` (B, T, S, D), every token place attends along its T frames. Same shape."""
+        batch, frames, tokens, dim = x.shape
+        if frames == 1:
+            out = self._values_only(x)
+        else:
+            q, k, v = self._queries_keys_values(x, rotary, sequence_axis=1)
+            out = attention(q, k, v, scale=self._score_scale)
+            out = out.view(batch, tokens, self.num_heads, frames, self.head_dim).permute(0, 3, 1, 2, 4)
+        projected: Tensor = self.proj(out.reshape(batch, frames, tokens, dim))
+        return projected
+
+    @property
+    def _score_scale(self) -> float | None:
+        # With q/k norm the scale is folded into the weight of the q norm, which costs nothing per token.
+        return 1.0 if isinstance(self.q_norm, RMSNorm) else None
+
+    def _queries_keys_values(
+        self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None, sequence_axis: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v of `x` (B, T, S, D), each (sequences, H, L, d) with L the tokens along `sequence_axis`."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        order = (3, 0, 1, 4, 2, 5) if sequence_axis == 2 else (3, 0, 2, 4, 1, 5)
+        qkv = qkv.permute(order).contiguous().flatten(1, 2)  # one copy here spares every product its own
+        qk, v = qkv.split((2, 1))
+        if rotary is not None:
+            table = rotary.table(qk.shape[-2]) if isinstance(rotary, RotaryEmbedding) else rotary
+            qk = table.rotate(qk)
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
+            weight = torch.stack((self.q_norm.weight * self.head_dim**-0.5, self.k_norm.weight))
+            qk = normalise_queries_keys(qk, weight, self.q_norm.eps)
+        q, k = qk.unbind(0)
+        return q, k, v[0]
+
+    def _values_only(self, x: Tensor) -> Tensor:
+        """Self-attention over a single token is its value: the softmax of one score is 1."""
+        dim = x.shape[-1]
+        bias = self.qkv.bias[2 * dim :]
+        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm) and torch.is_grad_enabled():
+            # Keeps the gradient of the norms at zero instead of absent, which data parallelism requires.
+            bias = bias + 0.0 * (self.q_norm.weight.sum() + self.k_norm.weight.sum())
+        return F.linear(x, self.qkv.weight[2 * dim :], bias)
+
+
+@dataclass(frozen=True)
+class PaddedText:
+    """Text as a rectangle.
+
+    Attributes:
+        tokens: (B, M, D).
+        bias: (B, 1, 1, M), 0 where a token is attended to and hugely negative elsewhere; None when all are.
+        has_tokens: (B, 1, 1, 1), 0 for a sample without any token, else 1; None when all have some.
+    """
+
+    tokens: Tensor
+    bias: Tensor | None = None
+    has_tokens: Tensor | None = None
+
+    @classmethod
+    def masked(cls, tokens: Tensor, keep: Tensor) -> Self:
+        """Text of which only the tokens with `keep` (B, M) True are attended to."""
+        # Not -inf: a row without any token must stay finite.
+        bias = torch.zeros_like(keep, dtype=tokens.dtype).masked_fill_(~keep, torch.finfo(tokens.dtype).min)
+        return cls(tokens, bias[:, None, None], keep.any(1).to(tokens.dtype)[:, None, None, None])
+
+
+@dataclass(frozen=True)
+class PackedText:
+    """Text without padding: the tokens of all samples in a row.
+
+    Attributes:
+        tokens: (sum of lengths, D).
+        lengths: tokens of each sample.
+    """
+
+    tokens: Tensor
+    lengths: tuple[int, ...]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of video tokens to their own sample's text tokens; no q/k norm.
+
+    Args:
+        dim: width D.
+        num_heads: heads H.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, text: PaddedText | PackedText) -> Tensor:
+        """Attend from `x` (B, N, D) to the text of the same sample; returns (B, N, D).
+
+        A sample without text tokens receives zeros before the output projection.
+        """
+        queries = self.q_linear(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        kv = self.kv_linear(text.tokens).unflatten(-1, (2, self.num_heads, self.head_dim))
+        if isinstance(text, PaddedText):
+            k, v = kv.permute(2, 0, 3, 1, 4).unbind(0)
+            if text.has_tokens is not None:
+                v = v * text.has_tokens
+            out = attention(queries, k, v, text.bias)
+        else:
+            k, v = kv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
+            pieces = zip(queries.split(1), k.split(text.lengths, 2), v.split(text.lengths, 2), strict=True)
+            out = torch.cat(
+                [attention(q_b, k_b, v_b) if k_b.numel() else torch.zeros_like(q_b) for q_b, k_b, v_b in pieces]
+            )
+        projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
+        return projected

@@ -1,0 +1,323 @@
+"""The training loop: noise a batch, predict, step, average, and tell whoever asked.
+
+Every random draw is a pure function of (seed, stage, batch, purpose), so a run goes on bit by bit from any
+checkpoint that holds the weights, the optimizer, the moving average and the number of steps done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from model.batch import Batch
+from model.checkpoint import Progress, TrainingState
+from model.config import STDiT2Config
+from model.diffusion_config import DiffusionConfig
+from model.ema import EMA
+from model.geometry import num_tokens
+from model.mask_config import MaskRatios
+from model.masks import sample_frame_masks
+from model.metrics import LogPoint, training_flops
+from model.optimizer_config import OptimizerConfig
+from model.parallel import Ranks, gathered, load_whole, mean_over_ranks, whole_state
+from model.process import build_process
+from model.stdit2 import STDiT2
+
+RANDOM_STREAM = "blake2b-64(seed/stage/batch/purpose) seeds mt19937"
+MAX_SKIPPED_IN_A_ROW = 5
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What one stage of training is told.
+
+    Attributes:
+        stage: name; part of every random stream.
+        steps: optimizer steps of the stage.
+        masks: mixture of frame masks, or None to generate every frame.
+        precision: "bf16" computes under autocast; the weights stay float32.
+        log_every, save_every: in steps; the last step is always logged and saved.
+        parent: digest of the checkpoint the stage started from, recorded in its own.
+    """
+
+    stage: str
+    steps: int
+    seed: int
+    optimizer: OptimizerConfig
+    diffusion: DiffusionConfig
+    masks: MaskRatios | None = None
+    ema_decay: float = 0.9999
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 10
+    save_every: int = 500
+    parent: str | None = None
+
+
+class TrainingDivergedError(ValueError):
+    """Loss or gradient stayed without a finite value."""
+
+
+def stream_seed(seed: int, stage: str, batch: int, purpose: str) -> int:
+    """Seed of one random stream: the first 63 bits of a hash of what the stream is for."""
+    digest = hashlib.blake2b(f"{seed}/{stage}/{batch}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Trainer:
+    """Trains a network from batches that are a function of their index.
+
+    Args:
+        network: the bare network: names, configuration, weights.
+        options: what to do.
+        model: the network as `model.parallel.parallelize` returned it; the network itself when absent.
+        ranks: this process among those that train together.
+
+    Attributes:
+        step: optimizer steps done.
+        skipped_steps: steps not applied because loss or gradient were not finite.
+    """
+
+    def __init__(
+        self, network: STDiT2, options: TrainerOptions, *, model: nn.Module | None = None, ranks: Ranks | None = None
+    ) -> None:
+        self.network, self.options, self.ranks = network, options, ranks or Ranks()
+        self.model = model if model is not None else network
+        self.process = build_process(options.diffusion)
+        self.ema = EMA(network, options.ema_decay)
+        self.step = self.skipped_steps = 0
+        self._trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        if not self._trainable:
+            raise ValueError("the network has no trainable parameter; check the option freeze")
+        settings = options.optimizer
+        self._optimizer = torch.optim.AdamW(
+            list(self._trainable.values()), settings.learning_rate, settings.betas, settings.eps,
+            settings.weight_decay, fused=True,
+        )  # fmt: skip
+        self._generator = torch.Generator()
+        self._skipped_in_a_row = 0
+
+    # --- state ---------------------------------------------------------------------------------------------
+
+    def state(self) -> TrainingState:
+        """Everything needed to go on later; all ranks must call it together."""
+        options = self.options
+        moments = {
+            f"{name}.{moment}": self._optimizer.state[parameter][moment]
+            for name, parameter in self._trainable.items()
+            for moment in MOMENTS
+            if parameter in self._optimizer.state
+        }
+        weights = whole_state(self.network.state_dict())
+        return TrainingState(
+            config=self.network.config,
+            weights=weights,
+            ema=weights | whole_state(self.ema.shadow),
+            optimizer=whole_state(moments),
+            progress=Progress(
+                stage=options.stage,
+                step=self.step,
+                steps=options.steps,
+                batches_per_step=self.ranks.world_size,
+                skipped_steps=self.skipped_steps,
+                seed=options.seed,
+                random_stream=RANDOM_STREAM,
+                optimizer=options.optimizer,
+                diffusion=options.diffusion,
+                ema_decay=options.ema_decay,
+                parent=options.parent,
+            ),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on exactly where a checkpoint of this stage was written."""
+        self.start_from(state)
+        self.step, self.skipped_steps = state.progress.step, state.progress.skipped_steps
+
+    @torch.no_grad()
+    def start_from(self, state: TrainingState, *, carry_optimizer: bool = True) -> None:
+        """Take over weights, moving average and (if wanted) optimizer moments; steps are counted from zero.
+
+        Raises:
+            ValueError: if the tensors do not belong to this network.
+        """
+        own = self.network.state_dict()
+        for name in own.keys() | state.weights.keys():
+            if name not in own or name not in state.weights or own[name].shape != state.weights[name].shape:
+                raise ValueError(f"the checkpoint's {name} does not fit this network; both need the same sizes")
+        for name, tensor in own.items():
+            load_whole(tensor, state.weights[name])
+        for name in self._trainable:
+            load_whole(self.ema.shadow[name], state.ema[name])
+        if carry_optimizer:
+            self._load_moments(state.optimizer)
+
+    def _load_moments(self, moments: dict[str, Tensor]) -> None:
+        for name, parameter in self._trainable.items():
+            if f"{name}.step" not in moments:
+                continue
+            own = self._optimizer.state[parameter]
+            for moment in MOMENTS:
+                value = moments[f"{name}.{moment}"]
+                if moment == "step":
+                    own[moment] = value.to(self.ranks.device)
+                else:
+                    own[moment] = torch.zeros_like(parameter)
+                    load_whole(own[moment], value)
+
+    # --- the loop ------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        batches: Callable[[int], Batch],
+        *,
+        log: Callable[[LogPoint], None],
+        save: Callable[[TrainingState], None],
+    ) -> None:
+        """Train from the present step to the last.
+
+        Args:
+            batches: global batch index -> batch; at step i rank r of R takes batch i R + r.
+            log: called every `log_every` steps and before each save.
+            save: called every `save_every` steps and after the last.
+
+        Raises:
+            TrainingDivergedError: after several steps in a row without a finite loss and gradient.
+        """
+        options, world_size = self.options, self.ranks.world_size
+        window = _Window(self.step)
+        self.model.train()
+        while self.step < options.steps:
+            batch = batches(self.step * world_size + self.ranks.rank)
+            learning_rate = options.optimizer.learning_rate_at(self.step, options.steps)
+            loss, grad_norm = self._train_step(batch, learning_rate)
+            self.step += 1
+            window.add(self.network.config, batch, world_size, loss, grad_norm)
+            saves = self.step % options.save_every == 0 or self.step == options.steps
+            if saves or self.step % options.log_every == 0:
+                log(window.point(self.step, learning_rate))
+                if saves:
+                    save(self.state())
+                window = _Window(self.step)
+
+    def _train_step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
+        """One forward, backward and (if all is finite) optimizer step.
+
+        Returns:
+            loss, gradient norm before clipping.
+        """
+        loss = self._loss(batch, self.step * self.ranks.world_size + self.ranks.rank)
+        loss.backward()
+        norm = gathered(self._clip_gradients())
+        # one wait for the device, and the same verdict on every rank
+        both = mean_over_ranks(torch.stack((loss.detach(), norm)), self.ranks).tolist()
+        loss_value, grad_norm = both[0], both[1]
+        if math.isfinite(loss_value) and math.isfinite(grad_norm):
+            self._optimizer.param_groups[0]["lr"] = learning_rate
+            self._optimizer.step()
+            self.ema.update()
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(loss_value, grad_norm)
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss_value, grad_norm
+
+    def _clip_gradients(self) -> Tensor:
+        """The gradient's global L2 norm before it was clipped."""
+        limit = self.options.optimizer.grad_clip
+        parameters = list(self._trainable.values())
+        if limit is None:
+            return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
+    def _skip(self, loss: float, grad_norm: float) -> None:
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingDivergedError(
+                f"stage {self.options.stage}: the loss ({loss:g}) or the gradient ({grad_norm:g}) was not finite for "
+                f"{self._skipped_in_a_row} steps up to step {self.step + 1}; lower the learning rate or look at the "
+                "data, then start again from the last checkpoint."
+            )
+
+    def _loss(self, batch: Batch, index: int) -> Tensor:
+        """Mean loss of one batch, with every draw made from the batch's own streams."""
+        device = self.ranks.device
+        size, frames = len(batch), batch.latents.shape[2]
+        clip_size = (frames, batch.height, batch.width)
+        timesteps = self.process.sample_timesteps(size, self._stream(index, "timesteps"), device=device, size=clip_size)
+        noise = torch.randn(batch.latents.shape, generator=self._stream(index, "noise")).to(device)
+        dropped = torch.rand(size, generator=self._stream(index, "captions")) < self.network.config.class_dropout_prob
+        conditions = {name: value.to(device) for name, value in batch.clip_info.items()}
+        conditions |= {"y": batch.text_features[:, None].to(device), "mask": batch.text_mask.to(device)}
+        if bool(dropped.any()):
+            conditions["drop_caption"] = dropped.to(device)
+
+        def denoise(x: Tensor, t: Tensor, x_mask: Tensor | None) -> Tensor:
+            with self._autocast():
+                output: Tensor = self.model(x, t, x_mask=x_mask, **conditions)
+            return output
+
+        frame_mask = self._frame_mask(index, size, frames)
+        return self.process.training_losses(denoise, batch.latents.to(device), timesteps, noise, frame_mask).loss.mean()
+
+    def _frame_mask(self, index: int, size: int, frames: int) -> Tensor | None:
+        """(B, T) bool, or None when every frame of every clip is generated."""
+        if self.options.masks is None or frames == 1:
+            return None
+        draws = random.Random(stream_seed(self.options.seed, self.options.stage, index, "frames"))
+        mask = sample_frame_masks(self.options.masks, frames, size, draws)
+        return None if bool(mask.all()) else mask.to(self.ranks.device)
+
+    def _stream(self, index: int, purpose: str) -> torch.Generator:
+        return self._generator.manual_seed(stream_seed(self.options.seed, self.options.stage, index, purpose))
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.options.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.ranks.device.type, torch.bfloat16)
+
+
+class _Window:
+    """Sums over the steps since the last log point."""
+
+    def __init__(self, step: int) -> None:
+        self.first_step = step
+        self.applied = self.samples = self.tokens = 0
+        self.loss = self.grad_norm = self.flops = 0.0
+        self.started_s = time.perf_counter()
+
+    def add(self, config: STDiT2Config, batch: Batch, ranks: int, loss: float, grad_norm: float) -> None:
+        """Count one step; a skipped one has no loss worth averaging."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.applied += 1
+            self.loss += loss
+            self.grad_norm += grad_norm
+        samples = len(batch) * ranks
+        clip = (batch.num_frames, batch.height, batch.width)
+        self.samples += samples
+        self.tokens += samples * num_tokens(*clip, patch_size=config.patch_size)
+        self.flops += samples * training_flops(config, *clip, text_tokens=batch.text_features.shape[1])
+
+    def point(self, step: int, learning_rate: float) -> LogPoint:
+        """The means of these steps."""
+        return LogPoint(
+            step=step,
+            steps=step - self.first_step,
+            loss=self.loss / self.applied if self.applied else math.nan,
+            grad_norm=self.grad_norm / self.applied if self.applied else math.nan,
+            learning_rate=learning_rate,
+            samples=self.samples,
+            tokens=self.tokens,
+            flops=self.flops,
+            seconds=time.perf_counter() - self.started_s,
+        )

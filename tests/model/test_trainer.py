@@ -1,0 +1,145 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.diffusion_config import FlowConfig, IDDPMConfig
+from model.optimizer_config import OptimizerConfig
+from model.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, TrainingDivergedError, stream_seed
+from tests.model.tiny_training import CONFIG, fresh_network, make_batch, options, trained
+
+
+def assert_same(ours, theirs):
+    assert ours.progress == theirs.progress
+    for kind in ("weights", "ema", "optimizer"):
+        mine, others = getattr(ours, kind), getattr(theirs, kind)
+        assert mine.keys() == others.keys()
+        different = [name for name in mine if not torch.equal(mine[name], others[name])]
+        assert not different
+
+
+def test_logs_and_saves_at_the_steps_asked_for():
+    points, states = trained(Trainer(fresh_network(), options(log_every=4)))
+    assert [p.step for p in points] == [4, 5, 8, 10, 12]
+    assert [p.steps for p in points] == [4, 1, 3, 2, 2]
+    assert [s.progress.step for s in states] == [5, 10, 12]
+    assert all(p.samples == 3 * p.steps and p.tokens > 0 and p.flops > 0 and p.seconds > 0 for p in points)
+
+
+def test_the_loss_falls_on_one_batch_seen_again_and_again():
+    network = fresh_network(CONFIG.model_copy(update={"class_dropout_prob": 0.0}))
+    trainer = Trainer(network, options(steps=120, masks=None, log_every=20, save_every=1000))
+    points = []
+    trainer.fit(lambda index: make_batch(0), log=points.append, save=lambda state: None)
+    assert points[-1].loss < 0.9 * points[0].loss
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("diffusion", [FlowConfig(), IDDPMConfig()])
+def test_going_on_from_any_checkpoint_gives_the_same_bits(tmp_path, precision, diffusion):
+    config = CONFIG.model_copy(update={"pred_sigma": isinstance(diffusion, IDDPMConfig)})
+    asked = options(precision=precision, diffusion=diffusion)
+    points, states = trained(Trainer(fresh_network(config), asked))
+    for middle in states[:-1]:
+        folder = tmp_path / str(middle.progress.step)
+        folder.mkdir()
+        save_checkpoint(folder, middle)
+        resumed = Trainer(fresh_network(config, seed=99), asked)
+        resumed.restore(load_checkpoint(folder))
+        later_points, later_states = trained(resumed)
+        assert_same(later_states[-1], states[-1])
+        expected = [p for p in points if p.step > middle.progress.step]
+        assert [(p.step, p.loss, p.grad_norm) for p in later_points] == [(p.step, p.loss, p.grad_norm) for p in expected]
+
+
+def test_a_saved_state_does_not_change_under_later_steps():
+    _, states = trained(Trainer(fresh_network(), options()))
+    assert not torch.equal(states[0].weights["t_block.1.weight"], states[-1].weights["t_block.1.weight"])
+
+
+def test_a_new_stage_takes_over_weights_and_if_wanted_moments():
+    parent = trained(Trainer(fresh_network(), options(steps=4)))[1][-1]
+    follower = Trainer(fresh_network(seed=3), options(stage="stage2"))
+    follower.start_from(parent)
+    carried = follower.state()
+    assert carried.progress.step == 0 and carried.progress.stage == "stage2"
+    for kind in ("weights", "ema", "optimizer"):
+        assert all(torch.equal(t, getattr(parent, kind)[name]) for name, t in getattr(carried, kind).items())
+    bare = Trainer(fresh_network(seed=3), options())
+    bare.start_from(parent, carry_optimizer=False)
+    assert not bare.state().optimizer
+
+
+def test_a_parent_of_another_size_is_refused():
+    parent = Trainer(fresh_network(CONFIG.model_copy(update={"depth": 1})), options()).state()
+    with pytest.raises(ValueError, match=r"blocks\.1\..* does not fit this network"):
+        Trainer(fresh_network(), options()).start_from(parent)
+
+
+def test_only_what_is_trainable_moves():
+    config = CONFIG.model_copy(update={"freeze": "not_temporal"})
+    before = {name: t.clone() for name, t in fresh_network(config).state_dict().items()}
+    after = trained(Trainer(fresh_network(config), options(steps=4)))[1][-1]
+    moved = {name for name, t in after.weights.items() if not torch.equal(t, before[name])}
+    assert moved and all("attn_temp" in name for name in moved)
+    assert all("attn_temp" in name for name in after.optimizer)
+
+
+def poisoned(indices):
+    def batches(index):
+        batch = make_batch(index)
+        return replace(batch, latents=batch.latents * math.nan) if index in indices else batch
+
+    return batches
+
+
+def test_a_step_without_a_finite_loss_is_skipped_and_counted():
+    states, points = [], []
+    trainer = Trainer(fresh_network(), options(steps=5, log_every=1))
+    trainer.fit(poisoned({2}), log=points.append, save=states.append)
+    assert states[-1].progress.skipped_steps == 1 and states[-1].progress.step == 5
+    assert math.isnan(points[2].loss) and math.isfinite(points[3].loss)
+    assert all(torch.isfinite(t).all() for t in states[-1].weights.values())
+    assert float(states[-1].optimizer["t_block.1.weight.step"]) == 4
+
+
+def test_training_gives_up_after_several_such_steps_in_a_row():
+    trainer = Trainer(fresh_network(), options(save_every=100))
+    with pytest.raises(TrainingDivergedError, match=r"stage stage1: .* lower the learning rate"):
+        trainer.fit(poisoned(range(3, 12)), log=lambda point: None, save=lambda state: None)
+    assert trainer.skipped_steps == MAX_SKIPPED_IN_A_ROW and trainer.step == 3 + MAX_SKIPPED_IN_A_ROW - 1
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before_it():
+    settings = OptimizerConfig(learning_rate=1e-2, grad_clip=1e-4)
+    clipped, free = (
+        trained(Trainer(fresh_network(), options(steps=1, optimizer=s)))
+        for s in (settings, settings.model_copy(update={"grad_clip": None}))
+    )
+    assert clipped[0][0].grad_norm == pytest.approx(free[0][0].grad_norm)
+    assert clipped[0][0].grad_norm > 1e-2
+    total = sum(t.square().sum() for name, t in clipped[1][0].optimizer.items() if name.endswith("exp_avg"))
+    assert math.sqrt(total) == pytest.approx(1e-4 * (1 - 0.9), rel=1e-2)
+
+
+def test_random_streams_differ_by_all_that_names_them():
+    seeds = {
+        stream_seed(seed, stage, batch, purpose)
+        for seed in (1, 2)
+        for stage in ("a", "b")
+        for batch in (0, 1)
+        for purpose in ("noise", "frames")
+    }
+    assert len(seeds) == 16 and all(0 <= s < 2**63 for s in seeds)
+    assert stream_seed(42, "stage1", 0, "noise") == stream_seed(42, "stage1", 0, "noise")
+
+
+def test_warm_up_then_cosine():
+    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine")
+    rates = [settings.learning_rate_at(step, 12) for step in range(13)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[8] == pytest.approx(0.5) and rates[12] == pytest.approx(0.0)
+    constant = OptimizerConfig(learning_rate=2.0)
+    assert {constant.learning_rate_at(step, 10) for step in range(10)} == {2.0}

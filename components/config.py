@@ -18,6 +18,7 @@ from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig, IDDPMConfig
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.mask_config import MaskRatios
+from model.optimizer_config import OptimizerConfig as OptimizerConfig
 
 
 class Section(BaseModel):
@@ -31,14 +32,19 @@ class IngestConfig(Section):
 
     source_name: str = Field("local", description="Recorded with every file: where the videos come from.")
     licence: str = Field("unknown", description="Recorded with every file: under which licence.")
-    max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of rejected files.")
+    max_failed_share: float = Field(
+        0.9, ge=0, le=1, description="The stage fails above this share of unusable files; duplicates do not count."
+    )
 
 
 class ShotConfig(Section):
     """Shot detection (PySceneDetect)."""
 
     detector: Literal["adaptive", "content"] = "adaptive"
-    threshold: float = Field(3.0, gt=0, description="The detector's own threshold.")
+    threshold: float = Field(
+        3.0, gt=0, description="The detector's own: a ratio for adaptive (3), a content change for content (27)."
+    )
+    min_content: float = Field(15.0, ge=0, description="Least content change of a cut (adaptive detector only).")
     min_shot_frames: int = Field(5, ge=1, description="Cuts closer together than this are one cut.")
     max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into equal parts.")
 
@@ -46,15 +52,31 @@ class ShotConfig(Section):
 class CurationRules(Section):
     """Thresholds on score columns; a clip is dropped for the first rule it breaks, in this order."""
 
-    min_frames: int = Field(10, ge=1, description="Shorter video shots are dropped.")
+    min_frames: int = Field(10, ge=1, description="Shorter video shots are dropped; images are exempt.")
     max_black_share: float = Field(0.5, ge=0, le=1, description="Largest share of black frames.")
     min_brightness: float = Field(0.0, ge=0, le=255, description="Mean luma.")
     max_brightness: float = Field(255.0, ge=0, le=255, description="Mean luma.")
-    min_contrast: float = Field(2.0, ge=0, description="Standard deviation of luma.")
-    min_sharpness: float = Field(5.0, ge=0, description="Variance of the Laplacian.")
-    min_motion: float = Field(0.02, ge=0, description="Mean flow magnitude in pixels per frame; images are exempt.")
+    min_contrast: float = Field(5.0, ge=0, description="Standard deviation of the colour channel of most contrast.")
+    min_sharpness: float = Field(3.0, ge=0, description="Variance of the Laplacian.")
     max_text_share: float = Field(0.02, ge=0, le=1, description="Share of the picture covered by text.")
-    near_duplicate_bits: int = Field(4, ge=0, le=64, description="Perceptual hashes this close are one clip.")
+    min_motion: float = Field(
+        0.04, ge=0, description="Mean flow in pixels per frame of a picture 256 px long; images are exempt."
+    )
+    near_duplicate_bits: int = Field(
+        12, ge=-1, le=64, description="Perceptual hashes that differ in no more bits may be one clip; -1 keeps all."
+    )
+    near_duplicate_levels: float = Field(
+        2.0, ge=0, le=255, description="And colours that differ by no more levels (root mean square, of 255)."
+    )
+
+    @model_validator(mode="after")
+    def _brightness_is_a_range(self) -> Self:
+        if self.min_brightness > self.max_brightness:
+            raise ValueError(
+                f"min_brightness {self.min_brightness:g} is above max_brightness {self.max_brightness:g}; "
+                "no clip could be kept"
+            )
+        return self
 
 
 class CaptionConfig(Section):
@@ -67,14 +89,18 @@ class CaptionConfig(Section):
 class CurateConfig(Section):
     """How sources become clips."""
 
-    seed: int = 42
+    seed: int = Field(42, description="Decides which sources are held out.")
     shots: ShotConfig = ShotConfig()
     rules: CurationRules = CurationRules()
     captions: CaptionConfig = CaptionConfig()
-    analysis_short_side_px: int = Field(96, ge=32, description="Frames are scored at this size at most.")
+    analysis_long_side_px: int = Field(
+        256, ge=64, description="Frames are scored at this size at most, text at up to twice that."
+    )
     eval_share: float = Field(0.1, ge=0, lt=1, description="Share of source files held out for evaluation.")
     max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of broken files.")
-    workers: int | None = Field(None, ge=1, description="Processes; all cores when absent.")
+    workers: int | None = Field(
+        None, ge=1, description="Processes; all cores when absent. The result does not depend on it."
+    )
 
 
 class StagePlanConfig(Section):
@@ -90,24 +116,18 @@ class BucketConfig(Section):
 
     seed: int = 42
     stages: tuple[StagePlanConfig, ...] = Field(min_length=1)
-    autoencoder: AutoencoderConfig
-    text_encoder: TextEncoderConfig
+    autoencoder_folder: str | None = Field(
+        None, description="URI of a diffusers AutoencoderKL folder; a small one is fitted on the data when absent."
+    )
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text_encoder_folder: str | None = Field(
+        None, description="URI of a transformers T5 encoder folder; a word-level one is made when absent."
+    )
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
     world_size: int = Field(1, ge=1, description="Ranks of a training stage: batches planned per step.")
     crops_per_clip: int | None = Field(2, ge=1, description="Distinct temporal crops per clip; no limit when absent.")
     eval_batches_per_bucket: int = Field(2, ge=1, description="Held-out batches kept for each bucket.")
     shard_size_bytes: int = Field(64 << 20, ge=1 << 16, description="A shard is closed above this size.")
-
-
-class OptimizerConfig(Section):
-    """AdamW and its schedule."""
-
-    learning_rate: float = Field(2e-5, gt=0)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
-    grad_clip: float | None = Field(1.0, gt=0, description="Global L2 norm; no clipping when absent.")
 
 
 class TrainConfig(Section):
@@ -147,6 +167,9 @@ class SamplingConfig(Section):
     guidance_scale: float = Field(7.0, ge=0)
     cfg_channel: int | None = Field(None, ge=1, description="Guide only the first channels (Open-Sora 1.1 used 3).")
     use_ema: bool = True
+    keep_condition_frames: bool = Field(
+        True, description="Given frames come back exactly; Open-Sora 1.1 returned its prediction of them."
+    )
     fps: float = Field(24.0, gt=0, description="Frame rate told to the network.")
     saved_fps: float = Field(8.0, gt=0, description="Frame rate of the written file.")
 

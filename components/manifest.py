@@ -121,7 +121,7 @@ def publish(
             facts=publication.facts,
             annotations=publication.annotations,
         )
-        stale = {o.key for o in store.list_objects(out)} - set(files) - {NAME}
+        stale = _listed(out) - set(files)
         store.delete(store.join(out, NAME))
         for name in files:
             store.upload(directory / name, store.join(out, name))
@@ -130,6 +130,14 @@ def publish(
         text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
         store.write_bytes(store.join(out, NAME), text.encode())
         publication.manifest = manifest
+
+
+def _listed(out: str) -> set[str]:
+    """What an earlier output at the same place consists of: nothing else there is ours to delete."""
+    try:
+        return set(load(out).files)
+    except ManifestError:
+        return set()
 
 
 @contextmanager

@@ -52,7 +52,13 @@ class ProgressTask:
             logger.info("%s: %d/%d in %.0f s %s", self.name, self.done, self.total, now - self._started_s, self.text)
         if self._path and (force or now - self._event_s >= EVENT_INTERVAL_S):
             self._event_s = now
-            event = {"task": self.name, "done": self.done, "total": self.total, "note": self.text, "time_s": time.time()}
+            event = {
+                "task": self.name,
+                "done": self.done,
+                "total": self.total,
+                "note": self.text,
+                "time_s": time.time(),
+            }
             append_event(self._path, event)
 
 
@@ -76,7 +82,7 @@ def task(name: str, total: int) -> Iterator[ProgressTask]:
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield ProgressTask(name, total, bar)

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from components.errors import KinoflowError
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 MULTIPART_BYTES = 64 << 20
+_CLIENT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
 class StoreError(KinoflowError):
@@ -62,11 +62,10 @@ def safe_key(key: str) -> str:
 
 def split_s3(uri: str) -> tuple[str, str]:
     """Split `s3://bucket/key` into bucket and key."""
-    parts = urlsplit(uri, allow_fragments=False)
-    rest = uri[len("s3://") + len(parts.netloc) :].lstrip("/")
-    if not parts.netloc:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
         raise StoreError(f"{uri!r} names no bucket; write s3://bucket/key.")
-    return parts.netloc, rest
+    return bucket, key.lstrip("/")
 
 
 _clients = threading.local()
@@ -74,7 +73,7 @@ _clients = threading.local()
 
 def _client() -> S3Client:
     """One client per thread and process: boto3's sessions are not shared between threads."""
-    key = (os.getpid(), os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ACCESS_KEY_ID"))
+    key = (os.getpid(), *(os.environ.get(name) for name in _CLIENT_VARIABLES))
     if getattr(_clients, "key", None) != key:
         import boto3
         from botocore.config import Config
@@ -86,7 +85,7 @@ def _client() -> S3Client:
                 # botocore's default checksums break some S3 servers
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
-                retries={"max_attempts": 5, "mode": "standard"},
+                retries={"max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", "5")), "mode": "standard"},
                 connect_timeout=5,
                 read_timeout=60,
                 s3={"addressing_style": "path"},

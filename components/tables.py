@@ -105,7 +105,7 @@ def read(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.D
     """Read a table and check that its columns and types are the schema's."""
     try:
         table = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise KinoflowError(f"{path} is not a readable Parquet table: {error}.") from error
     wrong = [name for name, kind in pl.Schema(schema).items() if table.schema.get(name) != kind]
     if wrong or len(table.columns) != len(schema):

@@ -4,86 +4,55 @@ The only file that knows codecs (PyAV for videos, Pillow for stills). Frames are
 (H, W, 3), upright: rotations and mirrorings stored in the file are already applied.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
 
 import av
 import cv2
 import numpy as np
 from av.codec.context import ThreadType
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from components.errors import KinoflowError
+from components.media import (
+    Frames,
+    UnreadableMedia,
+    VideoInfo,
+    open_still,
+    phrase,
+    probe_still,
+    still_frame,
+    write_image,
+)
 from model.geometry import resize_crop_geometry
 
-Frames = NDArray[np.uint8]
-"""One frame (H, W, 3) or several (N, H, W, 3), RGB."""
-
-UnreadableReason = Literal[
-    "missing_file", "empty_file", "not_media", "no_video_stream", "no_decoder", "decode_error"
+__all__ = [
+    "Frames",
+    "UnreadableMedia",
+    "VideoInfo",
+    "decode_frames",
+    "probe",
+    "read_frames",
+    "resize_crop",
+    "write_image",
+    "write_video",
 ]
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
 # Demuxers of real video files. Playlists, concat scripts and text renderers stay out: a hostile
 # "video" must not make the decoder read other files or addresses.
 VIDEO_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,ivf,mxf"
 BT709, LIMITED_RANGE = 1, 1
-SWSCALE = (
-    Interpolation.BILINEAR
-    | Interpolation.ACCURATE_RND
-    | Interpolation.FULL_CHR_H_INT
-    | Interpolation.BITEXACT
-)
-
-
-class UnreadableMedia(KinoflowError):
-    """A file that gives no (more) frames.
-
-    Attributes:
-        reason: short slug for the ledger.
-        detail: one phrase saying what the decoder met.
-    """
-
-    def __init__(self, reason: UnreadableReason, detail: str, path: Path | str) -> None:
-        super().__init__(f"cannot read {path}: {detail} ({reason})")
-        self.reason: UnreadableReason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class VideoInfo:
-    """What a file says about itself, and its first frame confirms.
-
-    Attributes:
-        width, height: in pixels, after rotation.
-        rotation_deg: clockwise turn stored in the file and applied on decoding (0, 90, 180, 270).
-        fps: average frame rate; None for stills and when the container gives none.
-        num_frames_header: frame count the container claims, None when absent; 1 for stills.
-        duration_s: seconds the container claims, None when absent and for stills.
-    """
-
-    media: Literal["video", "image"]
-    container: str
-    codec: str
-    pix_fmt: str
-    width: int
-    height: int
-    rotation_deg: int
-    fps: float | None
-    num_frames_header: int | None
-    duration_s: float | None
-    video_streams: int
-    has_audio: bool
+SWSCALE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +88,20 @@ def probe(path: Path | str) -> VideoInfo:
         UnreadableMedia: when no frame can be had from it.
     """
     path = Path(path)
-    still = _open_still(path)
+    still = open_still(path)
     if still is not None:
-        return _probe_still(still, path)
+        return probe_still(still, path)
     with _open_video(path) as (container, stream):
         first = next(_decode(container, stream, path))
         orientation = _orientation(first)
         height, width = (first.width, first.height) if orientation.transpose else (first.height, first.width)
         rate = stream.average_rate or stream.guessed_rate
+        codec = stream.codec_context
         return VideoInfo(
-            media="video",
-            container=container.format.name,
-            codec=stream.codec_context.codec.canonical_name,
-            pix_fmt=stream.codec_context.pix_fmt or first.format.name,
+            "video",
+            container.format.name,
+            codec.codec.canonical_name,
+            codec.pix_fmt or first.format.name,
             width=width,
             height=height,
             rotation_deg=orientation.rotation_deg,
@@ -157,15 +127,8 @@ def decode_frames(path: Path | str, size: tuple[int, int] | None = None) -> Iter
     Raises:
         UnreadableMedia: before the first frame, or midway with reason "decode_error" when damaged.
     """
-    path = Path(path)
-    still = _open_still(path)
-    if still is not None:
-        yield _still_frame(still, path, size)
-        return
-    with _open_video(path) as (container, stream):
-        to_rgb = _RgbConverter(size)
-        for frame in _decode(container, stream, path):
-            yield to_rgb(frame)
+    for frame in _decode_lazily(Path(path), size):
+        yield frame()
 
 
 def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None) -> Frames:
@@ -184,18 +147,17 @@ def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] 
     """
     if not indices or min(indices) < 0:
         raise ValueError(f"frame indices must be a non-empty list of numbers >= 0, got {list(indices)}")
-    wanted = set(indices)
-    last = max(wanted)
+    path, wanted = Path(path), set(indices)
     found: dict[int, Frames] = {}
     number = -1
-    for number, frame in enumerate(decode_frames(path, size)):
+    for number, frame in enumerate(_decode_lazily(path, size)):
         if number in wanted:
-            found[number] = frame
-        if number == last:
+            found[number] = frame()
+        if len(found) == len(wanted):
             break
-    if number < last:
+    else:
         raise UnreadableMedia(
-            "decode_error", f"ends after {number + 1} frames, frame {last} was asked for", path
+            "decode_error", f"ends after {number + 1} frames, frame {max(wanted)} was asked for", path
         )
     return np.stack([found[index] for index in indices])
 
@@ -227,19 +189,16 @@ def write_video(
     height, width = first.shape[:2]
     pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
     reformatter = VideoReformatter()
-    # Opening by hand, not by name: FFmpeg would write its version and the file's name otherwise.
+    # The index goes first, and neither dates nor versions go in: the same frames, the same bytes.
     options = {"movflags": "faststart"} if path.suffix.lower() in {".mp4", ".mov", ".m4v"} else {}
     with av.open(str(path), "w", options=options | {"fflags": "bitexact"}) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-        assert isinstance(stream, VideoStream)
+        stream = _add_stream(container, codec, fps)
         _configure_encoder(stream, height, width, pix_fmt, crf)
         if rotation_deg:
             stream.set_display_rotation(-rotation_deg)
-        for array in _chain_first(first, source):
+        for array in chain([first], source):
             if array.shape != first.shape or array.dtype != np.uint8:
-                raise ValueError(
-                    f"frames of {path} must all be uint8 {first.shape}, got {array.dtype} {array.shape}"
-                )
+                raise ValueError(f"frames of {path} must all be uint8 {first.shape}, got {array.dtype} {array.shape}")
             rgb = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
             yuv = reformatter.reformat(
                 rgb,
@@ -251,17 +210,6 @@ def write_video(
             )
             container.mux(stream.encode(yuv))
         container.mux(stream.encode(None))
-
-
-def write_image(path: Path | str, frame: Frames, *, quality: int = 95) -> None:
-    """Writes one frame (H, W, 3) uint8 RGB; the suffix chooses the format, `quality` counts for JPEG and WebP."""
-    path = Path(path)
-    options: dict[str, Any] = {}
-    if path.suffix.lower() in {".jpg", ".jpeg"}:
-        options = {"quality": quality, "subsampling": 0}
-    elif path.suffix.lower() == ".webp":
-        options = {"quality": quality}
-    Image.fromarray(np.ascontiguousarray(frame)).save(path, **options)
 
 
 def resize_crop(frames: Frames, height: int, width: int, *, is_image: bool = False) -> Frames:
@@ -294,6 +242,18 @@ def resize_crop(frames: Frames, height: int, width: int, *, is_image: bool = Fal
     return out
 
 
+def _decode_lazily(path: Path, size: tuple[int, int] | None) -> Iterator[Callable[[], Frames]]:
+    """Decodes frame by frame; calling a frame, before the next is asked for, converts it to RGB."""
+    still = open_still(path)
+    if still is not None:
+        yield partial(still_frame, still, path, size)
+        return
+    with _open_video(path) as (container, stream):
+        to_rgb = _RgbConverter(size)
+        for frame in _decode(container, stream, path):
+            yield partial(to_rgb, frame)
+
+
 class _RgbConverter:
     """Turns decoded frames into upright RGB arrays of one size, whatever the stream does."""
 
@@ -321,7 +281,7 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
             container_options={"format_whitelist": VIDEO_DEMUXERS, "protocol_whitelist": "file"},
         )
     except (av.FFmpegError, ValueError) as error:
-        raise UnreadableMedia("not_media", _phrase(error), path) from error
+        raise UnreadableMedia("not_media", phrase(error), path) from error
     with container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
@@ -344,7 +304,7 @@ def _decode(container: InputContainer, stream: VideoStream, path: Path) -> Itera
                     number += 1
                     yield frame
     except av.FFmpegError as error:
-        raise UnreadableMedia("decode_error", f"{_phrase(error)} after frame {number}", path) from error
+        raise UnreadableMedia("decode_error", f"{phrase(error)} after frame {number}", path) from error
     if number == 0:
         raise UnreadableMedia("decode_error", "the video stream holds no frame", path)
 
@@ -366,78 +326,22 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
     return container.duration / av.time_base if container.duration is not None else None
 
 
+def _add_stream(container: OutputContainer, codec: str, fps: float) -> VideoStream:
+    try:
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+    except (av.FFmpegError, ValueError) as error:
+        raise KinoflowError(
+            f"cannot encode with {codec!r} ({phrase(error)}): choose a video encoder, such as libx264"
+        ) from error
+    if not isinstance(stream, VideoStream):
+        raise KinoflowError(f"{codec!r} is no video encoder; choose one, such as libx264")
+    return stream
+
+
 def _configure_encoder(stream: VideoStream, height: int, width: int, pix_fmt: str, crf: int) -> None:
     stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = BT709
     context.color_range = LIMITED_RANGE
     context.thread_count = 1
-    stream.options = {
-        "crf": str(crf),
-        "g": "24",
-        "bf": "0",
-        "sc_threshold": "0",
-        "flags": "+bitexact",
-        "threads": "1",
-    }
-
-
-def _chain_first(first: Frames, rest: Iterator[Frames]) -> Iterator[Frames]:
-    yield first
-    yield from rest
-
-
-def _phrase(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).strip().rstrip(".").lower()
-
-
-def _open_still(path: Path) -> Image.Image | None:
-    """Opens a still image, or gives None when the content is something else."""
-    if not path.is_file():
-        raise UnreadableMedia("missing_file", "there is no such file", path)
-    content_start = path.open("rb").read(1)
-    if not content_start:
-        raise UnreadableMedia("empty_file", "the file is empty", path)
-    try:
-        return Image.open(path, formats=IMAGE_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise UnreadableMedia("not_media", _phrase(error), path) from error
-    except (UnidentifiedImageError, OSError, SyntaxError):
-        return None
-
-
-def _still_frame(image: Image.Image, path: Path, size: tuple[int, int] | None = None) -> Frames:
-    """Decodes a still: EXIF orientation applied, transparency over white, 16 bits to 8."""
-    try:
-        with image:
-            upright = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UnreadableMedia("decode_error", _phrase(error), path) from error
-    if upright.mode.startswith("I"):
-        upright = Image.fromarray((np.asarray(upright).astype(np.uint32) >> 8).astype(np.uint8))
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
-    rgb = upright.convert("RGB")
-    if size is not None:
-        rgb = rgb.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    return np.array(rgb)
-
-
-def _probe_still(image: Image.Image, path: Path) -> VideoInfo:
-    container, mode = image.format or "unknown", image.mode
-    height, width = _still_frame(image, path).shape[:2]
-    return VideoInfo(
-        media="image",
-        container=container.lower(),
-        codec=container.lower(),
-        pix_fmt=mode.lower(),
-        width=width,
-        height=height,
-        rotation_deg=0,
-        fps=None,
-        num_frames_header=1,
-        duration_s=None,
-        video_streams=0,
-        has_audio=False,
-    )
+    stream.options = {"crf": str(crf), "g": "24", "bf": "0", "sc_threshold": "0", "flags": "+bitexact", "threads": "1"}

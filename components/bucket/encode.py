@@ -1,0 +1,257 @@
+"""Everything the plans need, encoded once: windows of clips to latents, captions to text features.
+
+Windows are read source by source, each decoded once from its start to the last frame that a window wants; only
+frames already cropped to a bucket's size are held.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from components import manifest, progress, store
+from components.bucket.plan import text_key
+from components.errors import KinoflowError
+from components.shards import ShardWriter
+from components.video import Frames, UnreadableMedia, decode_frames, resize_crop
+from model.autoencoder import Autoencoder
+from model.geometry import frame_indices
+from model.text import TextEncoder
+
+PREFETCHED_WINDOWS = 8
+PIXELS_AT_ONCE = 4 * 512 * 512
+"""Pixels the autoencoder sees at once: the four frames of 512 x 512 of Open-Sora 1.1's micro-batch."""
+CAPTIONS_AT_ONCE = 16
+PSNR_WINDOWS = 32
+FIT_FRAMES, FIT_FRAMES_PER_WINDOW, FIT_PIXELS = 1024, 4, 1 << 26
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames of one source file, to be brought to one size.
+
+    Attributes:
+        key: Of its latent.
+        object_key: The source, below the objects prefix.
+        content_sha256: What the source's bytes must be.
+        clip_id: For messages.
+        frames: Frame numbers in the source, ascending.
+        height: Of the bucket, in pixels.
+        width: Of the bucket, in pixels.
+        is_image: The source is a still image.
+        held_out: The clip belongs to the evaluation split.
+    """
+
+    key: str
+    object_key: str
+    content_sha256: str
+    clip_id: str
+    frames: tuple[int, ...]
+    height: int
+    width: int
+    is_image: bool
+    held_out: bool
+
+
+def unique_windows(plans: Iterable[tuple[pl.DataFrame, int]], clips: pl.DataFrame) -> list[Window]:
+    """The windows of all plans, each once, in the order of their sources.
+
+    Args:
+        plans: (plan, frame interval of its bucket table).
+        clips: Kept clips, with the columns of `tables.CLIPS`.
+    """
+    columns = ["latent_key", "clip_id", "start_frame", "num_frames", "height", "width"]
+    wanted = pl.concat(
+        plan.select(columns).with_columns(pl.lit(interval).alias("frame_interval")) for plan, interval in plans
+    ).unique("latent_key")
+    sources = clips.select(
+        "clip_id",
+        "object_key",
+        "content_sha256",
+        "media",
+        "split",
+        pl.col("start_frame").alias("clip_start"),
+        pl.col("num_frames").alias("clip_frames"),
+    )
+    joined = wanted.join(sources, on="clip_id", how="left").sort("object_key", "clip_start", "latent_key")
+    return [_window(row) for row in joined.iter_rows(named=True)]
+
+
+def _window(row: dict[str, object]) -> Window:
+    first, interval, num_frames, clip_frames, clip_start = (
+        int(str(row[name])) for name in ("start_frame", "frame_interval", "num_frames", "clip_frames", "clip_start")
+    )
+    end = min(first + num_frames * interval, clip_frames)
+    frames = frame_indices(first, end, num_frames) if num_frames > 1 else [first]
+    return Window(
+        key=str(row["latent_key"]),
+        object_key=str(row["object_key"]),
+        content_sha256=str(row["content_sha256"]),
+        clip_id=str(row["clip_id"]),
+        frames=tuple(clip_start + frame for frame in frames),
+        height=int(str(row["height"])),
+        width=int(str(row["width"])),
+        is_image=row["media"] == "image",
+        held_out=row["split"] == "eval",
+    )
+
+
+def read_windows(windows: Sequence[Window], objects: str) -> Iterator[tuple[Window, Frames]]:
+    """Decode and crop windows, source by source.
+
+    Args:
+        windows: Sorted by source.
+        objects: URI prefix of the sources.
+
+    Yields:
+        Each window once, when its last frame is decoded, with (num_frames, height, width, 3) uint8.
+
+    Raises:
+        KinoflowError: A source is missing, is not the bytes that were ingested, or ends too early.
+    """
+    for object_key, group in groupby(windows, key=lambda window: window.object_key):
+        wanted = list(group)
+        with _local_object(store.join(objects, store.safe_key(object_key)), wanted[0]) as path:
+            try:
+                yield from _decode_windows(path, wanted)
+            except UnreadableMedia as error:
+                raise KinoflowError(
+                    f"Clip {wanted[0].clip_id} cannot be read any more from {store.join(objects, object_key)}: "
+                    f"{error.detail}; curate the videos again."
+                ) from error
+
+
+@contextmanager
+def _local_object(uri: str, window: Window) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
+        path = Path(uri)
+        if store.is_s3(uri):
+            path = Path(scratch) / path.name
+            store.download(uri, path)
+        elif not path.is_file():
+            raise KinoflowError(f"The source of clip {window.clip_id} is missing: there is no file {uri}.")
+        if manifest.sha256_file(path) != window.content_sha256:
+            raise KinoflowError(f"The source of clip {window.clip_id} at {uri} has changed; ingest the videos again.")
+        yield path
+
+
+def _decode_windows(path: Path, windows: Sequence[Window]) -> Iterator[tuple[Window, Frames]]:
+    wanted: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for index, window in enumerate(windows):
+        for position, wanted_frame in enumerate(window.frames):
+            wanted[wanted_frame].append((index, position))
+    pixels: dict[int, Frames] = {}
+    last = max(wanted)
+    number = -1
+    for number, frame in enumerate(decode_frames(path)):
+        cropped: dict[tuple[int, int], Frames] = {}
+        for index, position in wanted.pop(number, ()):
+            window = windows[index]
+            size = (window.height, window.width)
+            if size not in cropped:
+                cropped[size] = resize_crop(frame[None], *size, is_image=window.is_image)[0]
+            if index not in pixels:
+                pixels[index] = np.empty((len(window.frames), *size, 3), np.uint8)
+            pixels[index][position] = cropped[size]
+            if position == len(window.frames) - 1:
+                yield window, pixels.pop(index)
+        if number == last:
+            return
+    raise UnreadableMedia("decode_error", f"ends after {number + 1} frames, frame {last} was asked for", path)
+
+
+def prefetched(items: Iterator[Item], depth: int = PREFETCHED_WINDOWS) -> Iterator[Item]:
+    """The same items, the next `depth` of them made by a thread meanwhile."""
+    done = object()
+    with ThreadPoolExecutor(1) as pool:
+        futures = deque(pool.submit(next, items, done) for _ in range(depth))
+        while (item := futures.popleft().result()) is not done:
+            futures.append(pool.submit(next, items, done))
+            yield item  # type: ignore[misc]
+
+
+def to_pixels(frames: Frames) -> Tensor:
+    """(T, H, W, 3) uint8 to (3, T, H, W) float32 in [-1, 1]."""
+    return rearrange(torch.from_numpy(frames), "T H W C -> C T H W").float() / 127.5 - 1.0
+
+
+def fitting_frames(windows: Sequence[Window], objects: str) -> list[Tensor]:
+    """Training frames for fitting an autoencoder: a few of each of evenly chosen windows, as they will be encoded.
+
+    Returns:
+        At most `FIT_FRAMES` tensors (3, height, width) in [-1, 1], of at most `FIT_PIXELS` pixels together.
+    """
+    training = [window for window in windows if not window.held_out]
+    mean_pixels = sum(window.height * window.width for window in training) / len(training)
+    num_windows = max(1, min(FIT_FRAMES, int(FIT_PIXELS / mean_pixels)) // FIT_FRAMES_PER_WINDOW)
+    chosen = training[:: math.ceil(len(training) / num_windows)]
+    short = [replace(window, frames=_spread(window.frames, FIT_FRAMES_PER_WINDOW)) for window in chosen]
+    with progress.task("read frames for the autoencoder", len(short)) as task:
+        frames: list[Tensor] = []
+        for _, pixels in prefetched(read_windows(short, objects)):
+            frames += to_pixels(pixels).unbind(1)
+            task.advance()
+    return frames
+
+
+def _spread(frames: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return frames if len(frames) <= count else tuple(frames[i * len(frames) // count] for i in range(count))
+
+
+def encode_windows(
+    windows: Sequence[Window], objects: str, autoencoder: Autoencoder, shards: ShardWriter
+) -> float | None:
+    """Encode every window into the shards under its key: latents (C, T, h, w) float32.
+
+    Returns:
+        Peak signal-to-noise ratio in dB over the first held-out windows, decoded again; None without any.
+    """
+    squared_errors: list[float] = []
+    held_out = {window.key for window in [w for w in windows if w.held_out][:PSNR_WINDOWS]}
+    with progress.task("encode clips", len(windows)) as task:
+        for window, frames in prefetched(read_windows(windows, objects)):
+            autoencoder.micro_batch_size = max(1, PIXELS_AT_ONCE // (window.height * window.width))
+            pixels = to_pixels(frames)[None]
+            latents = autoencoder.encode(pixels)
+            shards.add("latents", window.key, latents[0])
+            if window.key in held_out:
+                decoded = autoencoder.decode(latents).cpu()
+                visible = pixels[..., : decoded.shape[-2], : decoded.shape[-1]]
+                squared_errors.append(float(torch.mean((decoded - visible) ** 2)))
+            task.advance(note=window.clip_id)
+    if not squared_errors:
+        return None
+    return round(10.0 * math.log10(4.0 / max(float(np.mean(squared_errors)), 1e-12)), 2)
+
+
+def encode_captions(captions: Iterable[str], text_encoder: TextEncoder, shards: ShardWriter) -> int:
+    """Encode every different caption into the shards under `text_key`: (num_tokens, Cy) float32, padding cut off.
+
+    Returns:
+        Number of different captions.
+    """
+    different = sorted(set(captions))
+    with progress.task("encode captions", len(different)) as task:
+        for start in range(0, len(different), CAPTIONS_AT_ONCE):
+            part = different[start : start + CAPTIONS_AT_ONCE]
+            features, mask = text_encoder.encode(part)
+            for caption, feature, num_tokens in zip(part, features, mask.sum(1).tolist(), strict=True):
+                shards.add("text", text_key(caption), feature[:num_tokens])
+            task.advance(len(part))
+    return len(different)

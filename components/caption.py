@@ -1,0 +1,115 @@
+"""Text cleaning of captions and prompts: the DeepFloyd-IF rules that Open-Sora 1.1 applies, twice.
+
+A network hears prompts as it heard captions, so both go through `clean_caption`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import warnings
+from urllib.parse import unquote_plus
+
+import ftfy
+from bs4 import BeautifulSoup, UnusualUsageWarning
+from bs4.exceptions import ParserRejectedMarkup
+
+MAX_CHARACTERS = 5000
+
+_DOMAIN = r"[a-zA-Z0-9.\-]+[.](?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
+_FILE_TYPES = "png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4"
+_DASHES = (
+    "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0"
+    "\ufe31\ufe32\ufe58\ufe63\uff0d"
+)
+_CJK_BLOCKS = "\u31c0-\u31ef\u31f0-\u31ff\u3200-\u32ff\u3300-\u33ff\u3400-\u4dbf\u4dc0-\u4dff\u4e00-\u9fff"
+
+Rules = tuple[tuple[re.Pattern[str], str], ...]
+
+
+def _rules(*pairs: tuple[str, str]) -> Rules:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
+
+
+# The order of all rules is part of the specification: captions cleaned otherwise give other tokens.
+_ADDRESSES = _rules(
+    (r"<person>", "person"),
+    (rf"\b(?:https?:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN})", ""),
+    (rf"\b(?:www:(?:/{{1,3}}|[a-zA-Z0-9%])|{_DOMAIN})", ""),
+)
+_CHARACTERS = _rules(
+    (r"@[\w\d]+\b", ""),  # @nickname
+    (rf"[{_CJK_BLOCKS}]+", ""),
+    (rf"[{_DASHES}]+", "-"),
+    (r"[`´«»“”¨]", '"'),
+    (r"[‘’]", "'"),
+    (r"&quot;?", ""),
+    (r"&amp", ""),
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IPv4
+    (r"\d:\d\d\s+$", ""),
+    (r"\\n", " "),  # the two characters, not a line break
+    (r"#\d{1,3}\b", ""),
+    (r"#\d{5,}\b", ""),
+    (r"\b\d{6,}\b", ""),
+    (rf"\S+\.(?:{_FILE_TYPES})", ""),
+    (r"[\"']{2,}", '"'),
+    (r"\.{2,}", " "),
+    (r"[#®•©™&@·º½¾¿¡§~)(\]\[}{|\\/*]+", " "),
+    (r"\s+\.\s+", " "),
+)
+_JOINTS = re.compile(r"[-_]")
+_MAX_JOINTS = 3
+_WORDS = _rules(
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # jc6640
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),  # 6640vc231
+    (r"(worldwide\s+)?(free\s+)?shipping", ""),
+    (r"(free\s)?download(\sfree)?", ""),
+    (r"\bclick\b\s(?:for|on)\s\w+", ""),
+    (rf"\b(?:{_FILE_TYPES})(\simage[s]?)?", ""),
+    (r"\bpage\s+\d+\b", ""),
+    (r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),  # j2d1a2a
+    (r"\b\d+\.?\d*[xх×]\d+\.?\d*\b", ""),  # 1920x1080
+    (r"\b\s+:\s+", ": "),
+    (r"(\D[,./])\b", r"\1 "),
+    (r"\s+", " "),
+    (r"^[\"']([\w\W]+)[\"']$", r"\1"),  # a fully quoted text
+    (r"^['_,\-:;]", ""),
+    (r"['_,\-:+]$", ""),
+    (r"^\.\S+$", ""),
+)
+
+
+def clean_caption(text: str) -> str:
+    """Clean a caption or a prompt as Open-Sora 1.1 does: one pass applied twice; may leave an empty string.
+
+    Of a longer text only the first `MAX_CHARACTERS` are read: a network hears a few hundred tokens, and some of the
+    patterns take quadratic time.
+    """
+    encodable = text[:MAX_CHARACTERS].encode(errors="replace").decode()
+    return _clean_once(_clean_once(encodable))
+
+
+def _clean_once(text: str) -> str:
+    text = unquote_plus(text).strip().lower()
+    text = _without_tags(_apply(_ADDRESSES, text))
+    text = _apply(_CHARACTERS, text)
+    if len(_JOINTS.findall(text)) > _MAX_JOINTS:
+        text = _JOINTS.sub(" ", text)
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return _apply(_WORDS, text).strip()
+
+
+def _apply(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_tags(text: str) -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnusualUsageWarning)  # a caption may look like a file name
+        try:
+            return str(BeautifulSoup(text, features="html.parser").text)
+        except ParserRejectedMarkup:  # "<![" and its like: not HTML, so nothing to strip
+            return text

@@ -1,0 +1,73 @@
+"""How every command line of a stage starts and ends: logging on, mistakes as one sentence, exit code 1."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import typer
+from pydantic import ValidationError
+
+from components.errors import KinoflowError
+from components.progress import append_event
+
+PROGRESS_FILE_VARIABLE = "KINOFLOW_PROGRESS_FILE"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def run_cli(function: Callable[..., Any]) -> None:
+    """Run `function` as a command line (typer options from its signature) and leave the process.
+
+    `KinoflowError`, pydantic's `ValidationError` and a `ValueError` raised by the package `model` are the user's
+    to mend: one sentence on stderr, exit code 1. Anything else is a fault of the program and keeps its traceback.
+    Both are also appended as `{"error": sentence}` to the file in `KINOFLOW_PROGRESS_FILE`, for a parent to show.
+    """
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
+    for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "pyscenedetect", "PIL", "libav"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(function)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        sentence = user_sentence(error)
+        report_error(sentence or f"{type(error).__name__}: {error}")
+        if sentence is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        sys.exit(EXIT_FAILED)
+
+
+def user_sentence(error: Exception) -> str | None:
+    """The one line to show for a mistake the user can mend; None when the program itself is at fault."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or error.title
+        return _one_line(f"{key}: {first['msg'].removeprefix('Value error, ')}.")
+    if isinstance(error, KinoflowError) or (isinstance(error, ValueError) and _raised_in_model(error.__traceback__)):
+        return _one_line(str(error))
+    return None
+
+
+def report_error(sentence: str) -> None:
+    """Append `{"error": sentence}` to the progress file when a parent process gave one."""
+    path = os.environ.get(PROGRESS_FILE_VARIABLE)
+    if path:
+        append_event(path, {"error": _one_line(sentence)})
+
+
+def _raised_in_model(trace: TracebackType | None) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__", "")).startswith("model.")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

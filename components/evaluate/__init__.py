@@ -1,0 +1,236 @@
+"""Evaluate: held-out loss, generated samples, and what can be measured on them, for people to look at."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from components import manifest, progress, store, video
+from components.config import EvaluateConfig, TrackingConfig
+from components.evaluate import truth
+from components.evaluate.held_out import HeldOutLoss, held_out_losses, num_held_out_batches, timesteps_of
+from components.evaluate.pictures import Sample, contact_sheet, plot_held_out, plot_losses
+from components.evaluate.tasks import Job, plan_jobs
+from components.generation import Bundle, generate, load_bundle, to_frames, to_pixels
+from components.tracking import Tracker, open_tracker
+
+logger = logging.getLogger(__name__)
+KIND = "evaluation"
+METRICS, REPORT, SHEET = "metrics.json", "report.html", "contact_sheet.png"
+
+
+class EvaluateReport(BaseModel):
+    """What an evaluation found; also the content of `metrics.json`."""
+
+    model_config = ConfigDict(frozen=True)
+    checkpoint_digest: str
+    stage: str
+    held_out_loss: float | None
+    held_out: tuple[HeldOutLoss, ...]
+    truth: dict[str, dict[str, float]]
+    first_frame: dict[str, float] | None
+    samples: int
+
+
+def evaluate(
+    config: EvaluateConfig,
+    tracking: TrackingConfig,
+    *,
+    checkpoint: str,
+    data: str,
+    clips: str,
+    objects: str,
+    out: str,
+) -> EvaluateReport:
+    """Evaluate one checkpoint and publish metrics, samples and a report.
+
+    Args:
+        config: what to generate and measure.
+        tracking: where the run appears in MLflow.
+        checkpoint: URI of a checkpoint prefix.
+        data: URI of the bucket output it was trained on.
+        clips: URI of the curate output, for held-out captions and first frames.
+        objects: URI of the source videos.
+        out: URI of the prefix to publish.
+    """
+    published = manifest.load(checkpoint)
+    inputs = {"checkpoint": published.digest, "data": manifest.load(data).digest, "clips": manifest.load(clips).digest}
+    done = manifest.reusable(out, KIND, config=config, inputs=inputs)
+    if done is not None:
+        logger.info("evaluation at %s is up to date", out)
+        return EvaluateReport.model_validate_json(store.read_bytes(store.join(out, METRICS)))
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    stage = str(published.facts["stage"])
+    with (
+        tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch,
+        open_tracker(tracking, task="evaluate", params={"evaluate": config.model_dump(mode="json")}) as tracker,
+        manifest.publish(out, KIND, config=config, inputs=inputs) as publication,
+    ):
+        local = Path(scratch)
+        manifest.fetch(data, local / "data")
+        bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
+        jobs = plan_jobs(config, clips=clips, objects=objects, scratch=local)
+        held_out, samples, report = _measure(config, bundle, local / "data", stage, jobs)
+        folder = publication.directory
+        _write(folder, config, report, samples, histories=_histories(checkpoint))
+        (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        publication.facts = json.loads(report.model_dump_json())
+        publication.annotations = {"checkpoint": checkpoint}
+        _track(tracker, config, report, folder, checkpoint, published)
+    return report
+
+
+def _measure(
+    config: EvaluateConfig, bundle: Bundle, data: Path, stage: str, jobs: list[Job]
+) -> tuple[list[HeldOutLoss], list[Sample], EvaluateReport]:
+    total = num_held_out_batches(data, stage) + sum(len(job.requests) for job in jobs)
+    with progress.task("evaluate", total) as bar:
+        held_out = held_out_losses(
+            bundle, data, stage, timesteps=config.timesteps, seed=config.seed,
+            on_batch=lambda: bar.advance(1, "held-out loss"),
+        )  # fmt: skip
+        samples: list[Sample] = []
+        for job in jobs:
+            frames = generate(
+                bundle, job.requests, num_frames=job.num_frames, height=config.height, width=config.width,
+                sampling=config.sampling, batch_size=config.batch_size,
+                on_batch=lambda count, job=job: bar.advance(count, job.task),
+            )  # fmt: skip
+            samples += [job.sample(index, clip, judged=config.measure_shapes) for index, clip in enumerate(frames)]
+    clips = sum(row.clips for row in held_out)
+    report = EvaluateReport(
+        checkpoint_digest=bundle.checkpoint_digest,
+        stage=stage,
+        held_out_loss=sum(row.loss * row.clips for row in held_out) / clips if clips else None,
+        held_out=tuple(held_out),
+        truth=truth.summarise(samples),
+        first_frame=_first_frame(bundle, samples),
+        samples=len(samples),
+    )
+    return held_out, samples, report
+
+
+def _first_frame(bundle: Bundle, samples: list[Sample]) -> dict[str, float] | None:
+    given = [sample for sample in samples if sample.reference is not None]
+    if not given:
+        return None
+    references = np.stack([sample.reference for sample in given if sample.reference is not None])
+    rebuilt = to_frames(bundle.autoencoder.decode(bundle.autoencoder.encode(to_pixels(references)[None])))[0]
+    return truth.first_frame_fidelity(given, rebuilt)
+
+
+def _histories(checkpoint: str) -> dict[str, list[dict[str, float]]]:
+    """Logged losses of the checkpoint's stage and of the stages before it, oldest first."""
+    histories: dict[str, list[dict[str, float]]] = {}
+    here: str | None = checkpoint
+    while here:
+        stage_prefix, _, _ = here.rstrip("/").rpartition("/")
+        try:
+            document = json.loads(store.read_bytes(store.join(stage_prefix, "report.json")))
+        except store.ObjectMissing:
+            break
+        histories = {document["name"]: document.get("history", [])} | histories
+        here = document.get("parent_checkpoint")
+    return histories
+
+
+def _write(
+    folder: Path,
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    samples: list[Sample],
+    histories: dict[str, list[dict[str, float]]],
+) -> None:
+    saved: dict[str, list[dict[str, JsonValue]]] = {}
+    shown: list[Sample] = []
+    counts: dict[str, int] = {}
+    for sample in samples:
+        index = counts[sample.task] = counts.get(sample.task, 0) + 1
+        if index > config.num_saved:
+            continue
+        shown.append(sample)
+        path = _save(sample, folder / "samples", index, config.sampling.saved_fps)
+        entry: dict[str, JsonValue] = {
+            "prompt": sample.prompt, "seed": sample.seed, "is_video": len(sample.frames) > 1,
+            "verdict": dict(sample.verdict) if sample.verdict else None,
+            "data": base64.b64encode(path.read_bytes()).decode(),
+        }  # fmt: skip
+        saved.setdefault(sample.task, []).append(entry)
+    if shown:
+        contact_sheet(list(_interleaved(shown)), folder / SHEET)
+    steps = [float(step) for step in timesteps_of(config.timesteps)]
+    curves = {row.bucket: list(row.by_timestep) for row in report.held_out}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(
+        title="Kinoflow evaluation",
+        checkpoint=report.stage,
+        checkpoint_digest=report.checkpoint_digest,
+        truth=report.truth,
+        truth_names=truth.NAMES,
+        first_frame=report.first_frame,
+        held_out=report.held_out,
+        held_out_plot=base64.b64encode(plot_held_out(curves, steps)).decode() if curves else None,
+        loss_plot=base64.b64encode(plot_losses(histories)).decode(),
+        samples_by_task=saved,
+    )
+    (folder / REPORT).write_text(page, encoding="utf-8")
+
+
+def _interleaved(samples: list[Sample]) -> Iterator[Sample]:
+    """At most eight rows of each task, tasks one after the other, so that the sheet fits a page."""
+    seen: dict[str, int] = {}
+    for sample in samples:
+        seen[sample.task] = seen.get(sample.task, 0) + 1
+        if seen[sample.task] <= 8:
+            yield sample
+
+
+def _save(sample: Sample, folder: Path, index: int, fps: float) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{sample.task}-{index:02d}"
+    if len(sample.frames) == 1:
+        path = folder / f"{name}.png"
+        video.write_image(path, sample.frames[0])
+    else:
+        path = folder / f"{name}.mp4"
+        video.write_video(path, sample.frames, fps)
+    return path
+
+
+def _track(
+    tracker: Tracker,
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    folder: Path,
+    checkpoint: str,
+    published: manifest.Manifest,
+) -> None:
+    metrics = {f"held_out/{row.bucket.replace(' ', '-')}": row.loss for row in report.held_out}
+    if report.held_out_loss is not None:
+        metrics["held_out_loss"] = report.held_out_loss
+    for task, row in report.truth.items():
+        metrics |= {f"truth/{task}/{name}": value for name, value in row.items()}
+    if report.first_frame:
+        metrics |= {f"first_frame/{name}": value for name, value in report.first_frame.items()}
+    tracker.log_metrics(metrics, step=0)
+    tracker.log_dataset("clips", published.inputs.get("data", ""), checkpoint, "evaluation")
+    for name in (METRICS, REPORT, SHEET):
+        if (folder / name).exists():
+            tracker.log_artifact(folder / name)
+    for path in sorted((folder / "samples").glob("*")):
+        tracker.log_artifact(path, "samples")
+    tags = {"checkpoint": checkpoint, "checkpoint_digest": report.checkpoint_digest, "stage": report.stage}
+    tracker.set_tags(tags)
+    tracker.register_model(config.registered_model, checkpoint, config.alias, tags)

@@ -1,0 +1,165 @@
+"""Objects by URI, on a local disk and on a real S3 server alike."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from components import store
+from components.errors import KinoflowError
+from components.store import ObjectMissing, StoredObject, StoreError
+from tests.conftest import S3Server
+
+AWKWARD_KEYS = ["plain.txt", "with space.txt", "ümläut/日本.txt", "it's \"quoted\".txt", "a+b%20&c=d?e#f.txt", "deep/er/x"]
+
+
+@pytest.fixture(params=["local", "s3"])
+def prefix(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "store")
+    server: S3Server = request.getfixturevalue("s3_server")
+    return server.bucket() + "/some/prefix"
+
+
+def test_what_is_written_can_be_read_listed_and_deleted(prefix: str) -> None:
+    for number, key in enumerate(AWKWARD_KEYS):
+        store.write_bytes(store.join(prefix, key), bytes([number]) * (number + 1))
+    assert store.list_objects(prefix) == sorted(
+        (StoredObject(key, number + 1) for number, key in enumerate(AWKWARD_KEYS)), key=lambda item: item.key
+    )
+    for number, key in enumerate(AWKWARD_KEYS):
+        uri = store.join(prefix, key)
+        assert store.exists(uri)
+        assert store.read_bytes(uri) == bytes([number]) * (number + 1)
+        store.delete(uri)
+        assert not store.exists(uri)
+    assert store.list_objects(prefix) == []
+
+
+def test_a_second_write_replaces_the_first(prefix: str) -> None:
+    uri = store.join(prefix, "x")
+    store.write_bytes(uri, b"old and longer")
+    store.write_bytes(uri, b"new")
+    assert store.read_bytes(uri) == b"new"
+
+
+def test_files_go_up_and_come_down_whole(prefix: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 5000)
+    store.upload(source, store.join(prefix, "a/big"))
+    store.download(store.join(prefix, "a/big"), tmp_path / "new folder" / "copy")
+    assert (tmp_path / "new folder" / "copy").read_bytes() == source.read_bytes()
+    assert [path.name for path in (tmp_path / "new folder").iterdir()] == ["copy"]
+
+
+def test_a_large_object_goes_in_parts(s3_server: S3Server, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(store.MULTIPART_BYTES + 12345)
+        file.seek(store.MULTIPART_BYTES)
+        file.write(b"end")
+    uri = s3_server.bucket() + "/big"
+    store.upload(source, uri)
+    store.download(uri, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == source.read_bytes()
+
+
+def test_what_is_missing_is_named(prefix: str, tmp_path: Path) -> None:
+    store.write_bytes(store.join(prefix, "there"), b"")
+    uri = store.join(prefix, "not there")
+    assert not store.exists(uri)
+    with pytest.raises(ObjectMissing, match="not there"):
+        store.read_bytes(uri)
+    with pytest.raises(ObjectMissing, match="not there"):
+        store.download(uri, tmp_path / "copy")
+    assert not list(tmp_path.glob("*copy*")), "a failed download leaves nothing behind"
+    store.delete(uri)
+
+
+def test_a_prefix_is_not_the_beginning_of_a_name(prefix: str) -> None:
+    store.write_bytes(store.join(prefix, "ab/x"), b"1")
+    store.write_bytes(store.join(prefix, "abc/x"), b"2")
+    assert [item.key for item in store.list_objects(store.join(prefix, "ab"))] == ["x"]
+    assert store.list_objects(store.join(prefix, "nothing")) == []
+
+
+def test_more_objects_than_one_page(s3_server: S3Server) -> None:
+    bucket = s3_server.bucket()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: store.write_bytes(f"{bucket}/p/{number:04d}", b""), range(1005)))
+    assert len(store.list_objects(f"{bucket}/p")) == 1005
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    uri = str(tmp_path / "x")
+    store.write_bytes(uri, b"old")
+    with pytest.raises(ObjectMissing):
+        store.upload(tmp_path / "missing", uri)
+    assert store.read_bytes(uri) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    with pytest.raises(StoreError, match="the disk is full"):
+        with store._sentences("write", "/somewhere"), Path("/dev/full").open("wb", buffering=0) as file:
+            file.write(b"x")
+
+
+def test_ensure_bucket_creates_and_leaves_alone(s3_server: S3Server, tmp_path: Path) -> None:
+    for uri in ("s3://made-by-test/x", str(tmp_path / "made")):
+        store.ensure_bucket(uri)
+        store.write_bytes(store.join(uri, "object"), b"kept")
+        store.ensure_bucket(uri)
+        assert store.read_bytes(store.join(uri, "object")) == b"kept"
+
+
+def test_a_missing_bucket_is_one_sentence(s3_server: S3Server) -> None:
+    assert not store.exists("s3://no-such-bucket/x")
+    with pytest.raises(ObjectMissing, match="bucket does not exist; create it"):
+        store.read_bytes("s3://no-such-bucket/x")
+    with pytest.raises(StoreError, match="no-such-bucket"):
+        store.write_bytes("s3://no-such-bucket/x", b"")
+    with pytest.raises(StoreError, match="no-such-bucket"):
+        store.list_objects("s3://no-such-bucket/x")
+
+
+def test_wrong_credentials_are_one_sentence(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3_server.bucket()
+    store.write_bytes(f"{bucket}/x", b"")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreError, match="refused the credentials") as caught:
+        store.read_bytes(f"{bucket}/x")
+    assert "wrong" not in str(caught.value)
+
+
+def test_missing_credentials_are_one_sentence(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        store.read_bytes("s3://bucket/x")
+
+
+def test_an_absent_server_is_one_sentence(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(StoreError, match=rf"127\.0\.0\.1:{port} did not answer.*AWS_ENDPOINT_URL_S3"):
+        store.exists("s3://bucket/x")
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a\\b", "a\0b", "", "."])
+def test_keys_that_leave_their_folder_are_refused(key: str) -> None:
+    with pytest.raises(KinoflowError, match="refused"):
+        store.safe_key(key)
+
+
+def test_split_s3() -> None:
+    assert store.split_s3("s3://bucket/a/b?c#d\ne") == ("bucket", "a/b?c#d\ne")
+    assert store.split_s3("s3://bucket") == ("bucket", "")
+    with pytest.raises(StoreError, match="names no bucket"):
+        store.split_s3("s3:///x")

@@ -27,6 +27,8 @@ from model.diffusion_config import DiffusionConfig, IDDPMConfig
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.mask_config import MaskRatios
 
+RESERVED_NAMES = {"ingest", "curate", "bucket", "evaluate"}
+
 
 class StageConfig(Section):
     """One of the chained training stages."""
@@ -57,7 +59,8 @@ class DemoData(Section):
 
     num_videos: int = Field(ge=1)
     num_images: int = Field(ge=0)
-    seed: int = 1
+    seed: int = 0
+    folder: str = Field("data", description="Where they are kept, below the project's folder.")
 
 
 class RunConfig(Section):
@@ -71,7 +74,9 @@ class RunConfig(Section):
     demo_data: DemoData | None = None
     ingest: IngestConfig = IngestConfig()
     curate: CurateConfig = CurateConfig()
+    autoencoder_folder: str | None = None
     autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text_encoder_folder: str | None = None
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     crops_per_clip: int | None = 2
     eval_batches_per_bucket: int = Field(2, ge=1)
@@ -84,11 +89,27 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _checks(self) -> Self:
         names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError(f"stage names must differ, got {', '.join(names)}")
+        if len(set(names)) != len(names) or RESERVED_NAMES & set(names):
+            reserved = ", ".join(sorted(RESERVED_NAMES))
+            raise ValueError(f"stage names must differ and be none of {reserved}; got {', '.join(names)}")
+        self._check_encoders_fit()
         for stage in self.stages:
             self.train_config(stage.name)
         return self
+
+    def _check_encoders_fit(self) -> None:
+        """The network reads what the encoders write; those given as folders are checked when they are loaded."""
+        network, pairs = self.network, []
+        if self.autoencoder_folder is None:
+            pairs.append(("in_channels", network.in_channels, "autoencoder.latent_channels"))
+        if self.text_encoder_folder is None:
+            pairs.append(("caption_channels", network.caption_channels, "text_encoder.hidden_size"))
+            pairs.append(("model_max_length", network.model_max_length, "text_encoder.model_max_length"))
+        for mine, value, theirs in pairs:
+            section, key = theirs.split(".")
+            other = getattr(getattr(self, section), key)
+            if value != other:
+                raise ValueError(f"network.{mine} is {value} but {theirs} is {other}; make them equal")
 
     def bucket_config(self) -> BucketConfig:
         """What the `bucket` component is told."""
@@ -96,7 +117,9 @@ class RunConfig(Section):
         return BucketConfig(
             seed=self.seed,
             stages=plans,
+            autoencoder_folder=self.autoencoder_folder,
             autoencoder=self.autoencoder,
+            text_encoder_folder=self.text_encoder_folder,
             text_encoder=self.text_encoder,
             crops_per_clip=self.crops_per_clip,
             eval_batches_per_bucket=self.eval_batches_per_bucket,
@@ -118,6 +141,18 @@ class RunConfig(Section):
             carry_optimizer=stage.carry_optimizer,
             num_threads=self.num_threads,
         )
+
+    def evaluate_config(self) -> EvaluateConfig:
+        """What the `evaluate` component is told."""
+        if self.evaluate.num_threads is not None:
+            return self.evaluate
+        return self.evaluate.model_copy(update={"num_threads": self.num_threads})
+
+    def component_configs(self) -> dict[str, Section]:
+        """Every component's config by the name of the prefix it writes below the run's root, in graph order."""
+        trains = {stage.name: self.train_config(stage.name) for stage in self.stages}
+        before = {"ingest": self.ingest, "curate": self.curate, "bucket": self.bucket_config()}
+        return {**before, **trains, "evaluate": self.evaluate_config()}
 
 
 def preset_names() -> list[str]:
@@ -160,12 +195,17 @@ def _override(data: dict[str, Any], dotted: str, value: Any) -> None:
                 raise KinoflowError(f"override {dotted}: {part!r} is not an index of a list of {len(here)}.")
             here = here[int(part)]
         elif isinstance(here, dict):
-            here = here.setdefault(part, {})
+            here = here.setdefault(_key(here, part), {})
         else:
             raise KinoflowError(f"override {dotted}: there is nothing below {part!r}.")
     if isinstance(here, dict):
-        here[last] = value
+        here[_key(here, last)] = value
     elif isinstance(here, list) and last.isdigit() and int(last) < len(here):
         here[int(last)] = value
     else:
         raise KinoflowError(f"override {dotted}: there is no {last!r}.")
+
+
+def _key(mapping: dict[Any, Any], part: str) -> Any:
+    """Frame counts of a bucket table are whole numbers in YAML, text in a dotted override."""
+    return int(part) if part.isdigit() and int(part) in mapping else part

@@ -1,0 +1,68 @@
+# Every target sets itself up first: nothing needs to be installed but Python 3.11 and make.
+PYTHON ?= python3
+PRESET ?= demo
+VIDEOS ?=
+NAME ?=
+IMAGE ?=
+BENCH ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo ui data data-version repro pipeline test lint bench clean
+
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use
+demo: $(READY) ## From nothing to a trained, evaluated model (PRESET=demo VIDEOS=folder NAME=run)
+	$(BIN)/kinoflow run --preset "$(PRESET)" $(if $(VIDEOS),--videos "$(VIDEOS)") $(if $(NAME),--name "$(NAME)")
+
+ui: $(READY) ## Keep MLflow and the object store up, print their addresses
+	$(BIN)/kinoflow ui
+
+data: $(READY) ## Make the demo's source videos in data/
+	$(BIN)/kinoflow data --preset "$(PRESET)"
+
+data-version: data ## Write the version of data/ into data.dvc
+	$(BIN)/dvc add data
+
+repro: data ## The same stages under DVC, with tracking
+	$(BIN)/kinoflow exec -- $(BIN)/dvc repro
+
+pipeline: $(READY) ## Compile build/text_to_video.yaml for Kubeflow (PRESET=demo IMAGE=name@sha256:…)
+	$(BIN)/kinoflow compile --preset "$(PRESET)" $(if $(IMAGE),--image "$(IMAGE)") --output build/text_to_video.yaml
+
+##@ Work on it
+test: $(READY) ## Run the tests (the slow ones too: make test SLOW=1)
+	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow")
+
+lint: $(READY) ## Style, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY) ## Measure speed (BENCH="network buckets")
+	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+##@ House
+setup: $(READY) ## Install everything into .venv
+
+clean: ## Remove caches and build products; data, runs and .kinoflow stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find model components pipelines tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "error: Python 3.11 or 3.12 is needed; name one with PYTHON=python3.11." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv || echo "uv cannot be installed; pip does the work and takes longer."
+	{ $(BIN)/uv pip install --python $(BIN)/python $(FIND_LINKS) -r requirements.lock && \
+	  $(BIN)/uv pip install --python $(BIN)/python --no-deps -e .; } || \
+	{ $(BIN)/python -m pip install $(FIND_LINKS) -r requirements.lock && \
+	  $(BIN)/python -m pip install --no-deps -e .; }
+	touch $@

@@ -1,0 +1,304 @@
+"""The command `kinoflow`. Each command checks its input first and ends a mistake with one sentence and exit code 1."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console
+
+from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
+from components.errors import KinoflowError
+from pipelines.config import RunConfig, load_run_config, preset_names
+
+BUCKET = "s3://kinoflow"
+
+app = typer.Typer(
+    help="Train text-to-video models the Open-Sora 1.1 way: on this machine, under DVC, or on Kubeflow.",
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+
+PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one value of the preset: key=value, e.g. stages.0.steps=50.")
+]
+S3PortOption = Annotated[int | None, typer.Option(help="Port of the embedded object store.", min=1, max=65535)]
+MlflowPortOption = Annotated[int | None, typer.Option(help="Port of the embedded MLflow.", min=1, max=65535)]
+
+
+@app.command()
+def run(
+    preset: PresetOption = "demo",
+    videos: Annotated[
+        str | None, typer.Option(help="Folder, s3:// prefix, or .csv/.parquet table; the preset's own when absent.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; the preset's name when absent.")] = None,
+    set_: SetOption = None,
+    base: Annotated[str, typer.Option(help="URI below which runs and objects are stored.")] = BUCKET,
+    experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "kinoflow",
+    s3_port: S3PortOption = None,
+    mlflow_port: MlflowPortOption = None,
+) -> None:
+    """Run the whole graph here: ingest, curate, bucket, three training stages, evaluate.
+
+    The same name again goes on where the run stopped, and skips what is done.
+
+    Examples:
+
+    - `kinoflow run`
+    - `kinoflow run --videos ~/clips --name mine`
+    - `kinoflow run --preset smoke --set stages.2.steps=20`
+    """
+    from pipelines.local.runner import RunRequest, run_folder
+    from pipelines.local.runner import run as run_graph
+    from pipelines.local.services import Ports, home_folder
+    from pipelines.sources import dataset_digest, resolve_source
+
+    config = _load(preset, set_)
+    if not config.trainable_here:
+        raise KinoflowError(f"The preset {config.preset} is for a cluster; see `kinoflow plan {config.preset}`.")
+    home = home_folder()
+    name = name or config.preset
+    run_folder(home, name)
+    source = resolve_source(config, videos, home.parent)
+    request = RunRequest(config, source, name, base.rstrip("/"), experiment, dataset_digest(source))
+    run_graph(request, home, Ports(s3_port, mlflow_port), Console(highlight=False))
+
+
+@app.command(name="compile")
+def compile_(
+    preset: PresetOption = "demo",
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path(
+        "build/text_to_video.yaml"
+    ),
+    image: Annotated[str | None, typer.Option(help="Image of all tasks; name it by digest.")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Write the graph as the YAML that Kubeflow Pipelines takes; needs neither a cluster nor torch.
+
+    Example: `kinoflow compile --preset demo --image registry/kinoflow-python@sha256:… -o pipeline.yaml`
+    """
+    from pipelines.ops import IMAGE
+    from pipelines.text_to_video import compile_pipeline
+
+    compile_pipeline(_load(preset, set_), output, image or IMAGE)
+    typer.echo(f"wrote {output}")
+
+
+@app.command()
+def plan(
+    preset: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
+    set_: SetOption = None,
+) -> None:
+    """Check a preset and show what each stage costs: tokens, batches, arithmetic.
+
+    Example: `kinoflow plan opensora-v1.1`
+    """
+    from pipelines.plan import print_plan
+
+    console = Console(highlight=False)
+    print_plan(_load(preset, set_), console if console.is_terminal else Console(highlight=False, width=120))
+
+
+@app.command()
+def config(
+    preset: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file per component.")] = Path("work/config"),
+    set_: SetOption = None,
+) -> None:
+    """Write what each component is told, as files for `python -m components.<stage> --config`.
+
+    Example: `kinoflow config demo --out work/config`
+    """
+    from pipelines.dvc import write_configs
+
+    for path in write_configs(_load(preset, set_), out):
+        typer.echo(str(path))
+
+
+@app.command()
+def data(preset: PresetOption = "demo") -> None:
+    """Make the preset's own source videos, unless they are there already.
+
+    Example: `kinoflow data --preset demo`
+    """
+    from pipelines.local.services import home_folder
+    from pipelines.sources import make_demo_data
+
+    loaded = _load(preset, None)
+    if loaded.demo_data is None:
+        raise KinoflowError(f"The preset {loaded.preset} brings no videos of its own.")
+    folder = home_folder().parent / loaded.demo_data.folder
+    made = make_demo_data(loaded.demo_data, folder)
+    typer.echo(f"{'wrote' if made else 'already there:'} {folder}")
+
+
+@app.command()
+def verify(
+    uri: Annotated[str, typer.Argument(help="A published prefix, or the root of a run.")],
+) -> None:
+    """Check every byte of an output, or of all outputs of a run, against the manifests.
+
+    Examples: `kinoflow verify work/bucket`, `kinoflow exec -- kinoflow verify s3://kinoflow/runs/demo`
+    """
+    from components import manifest, store
+
+    names = [o.key for o in store.list_objects(uri) if o.key.rsplit("/", 1)[-1] == manifest.NAME]
+    if not names:
+        raise manifest.ManifestError(f"Nothing is published at or below {uri} (no {manifest.NAME}).")
+    prefixes = [store.join(uri, name.removesuffix(manifest.NAME)).rstrip("/") for name in names]
+    faults = [fault for prefix in prefixes for fault in manifest.verify(prefix)]
+    for fault in faults:
+        typer.echo(fault, err=True)
+    if faults:
+        raise typer.Exit(EXIT_FAILED)
+    typer.echo(f"{len(prefixes)} outputs are whole")
+
+
+@app.command()
+def checkpoint(
+    stage: Annotated[str, typer.Argument(help="URI prefix of a training stage.")],
+) -> None:
+    """Print the URI of a stage's final checkpoint.
+
+    Example: `kinoflow checkpoint work/stage1`
+    """
+    from pipelines.dvc import final_checkpoint
+
+    typer.echo(final_checkpoint(stage))
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str], typer.Argument(help="One video for each prompt.")],
+    checkpoint: Annotated[str, typer.Option(help="URI of a checkpoint, or the name of a run.")] = "demo",
+    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("runs/generated"),
+    num_frames: Annotated[int, typer.Option(min=1, help="1 makes a still.")] = 8,
+    height: Annotated[int, typer.Option(min=8, help="In pixels.")] = 64,
+    width: Annotated[int, typer.Option(min=8, help="In pixels.")] = 64,
+    seed: Annotated[int, typer.Option(help="The same seed makes the same video.")] = 0,
+    guidance_scale: Annotated[float, typer.Option(min=0.0, help="How closely to follow the prompt.")] = 3.0,
+    num_inference_steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    reference: Annotated[Path | None, typer.Option(help="Image or video that conditions the result.")] = None,
+    mask_strategy: Annotated[str | None, typer.Option(help="Where the reference goes; '0' makes it frame 0.")] = None,
+    fps: Annotated[float, typer.Option(min=0.1, help="Frame rate told to the network.")] = 24.0,
+) -> None:
+    """Make videos from a trained checkpoint.
+
+    Examples:
+
+    - `kinoflow generate "a red circle moves left on a white background"`
+    - `kinoflow generate "…" --reference first.png --mask-strategy 0`
+    """
+    from pipelines.local.services import Ports, home_folder, running_services
+
+    home = home_folder()
+    with running_services(home, Ports(), only_store=True):
+        from components.generation import generate_command
+
+        for path in generate_command(
+            checkpoint=_resolve_checkpoint(checkpoint, home), prompts=prompt, out=str(out), num_frames=num_frames,
+            height=height, width=width, seed=seed, guidance_scale=guidance_scale,
+            num_inference_steps=num_inference_steps, reference=str(reference) if reference else None,
+            mask_strategy=mask_strategy, fps=fps,
+        ):  # fmt: skip
+            typer.echo(str(path))
+
+
+def _resolve_checkpoint(given: str, home: Path) -> str:
+    """A URI as it is; the name of a run becomes the last checkpoint in its summary."""
+    summary = home.parent / "runs" / given / "summary.json"
+    if "/" in given:
+        return given
+    if not summary.is_file():
+        raise KinoflowError(f"There is no finished run {given!r} in {summary.parent.parent}; give a checkpoint's URI.")
+    return str(json.loads(summary.read_text(encoding="utf-8"))["stages"][-1]["checkpoint"])
+
+
+@app.command()
+def ui(s3_port: S3PortOption = None, mlflow_port: MlflowPortOption = None) -> None:
+    """Keep the embedded MLflow and object store running until Ctrl-C, and print their addresses.
+
+    Example: `kinoflow ui --mlflow-port 5000`
+    """
+    from pipelines.local.services import Ports, home_folder, running_services, write_environment
+
+    home = home_folder()
+    typer.echo("starting MLflow, some twenty seconds …", err=True)
+    with running_services(home, Ports(s3_port, mlflow_port), wait_for_tracking=True) as services:
+        path = write_environment(home, services)
+        typer.echo(f"MLflow        {services.tracking_uri}")
+        typer.echo(f"object store  {services.endpoint}  (for other programs: `source {path}`)")
+        typer.echo("Ctrl-C ends both.")
+        signal.pause()
+
+
+@app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def exec_(command: Annotated[list[str], typer.Argument(help="The command and its arguments.")]) -> None:
+    """Run a command with the object store and MLflow up and their addresses in its environment.
+
+    Examples: `kinoflow exec -- dvc push`, `kinoflow exec -- dvc repro`
+    """
+    from components import store
+    from pipelines.local.services import Ports, home_folder, running_services
+
+    with running_services(home_folder(), Ports()):
+        store.ensure_bucket(BUCKET)
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        try:
+            code = subprocess.run(command, check=False, env={**os.environ, "PATH": programs}).returncode
+        except OSError as error:
+            raise KinoflowError(f"Could not run {command[0]!r}: {error.strerror}.") from error
+    raise typer.Exit(code)
+
+
+def _load(preset: str, changes: list[str] | None) -> RunConfig:
+    return load_run_config(preset, dict(_change(text) for text in changes or []))
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise KinoflowError(f"--set {text}: write key=value, for example stages.0.steps=50.")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise KinoflowError(f"--set {text}: the value is not valid YAML.") from error
+
+
+def main() -> None:
+    """Entry point: mistakes as one sentence, faults of the program with their traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        sentence = user_sentence(error) or _disk_sentence(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        sys.exit(EXIT_FAILED)
+
+
+def _disk_sentence(error: Exception) -> str | None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"The disk is full ({error.filename or 'while writing'}); free some space and start again."
+    return None
+
+
+def _terminated(signum: int, frame: object) -> NoReturn:
+    sys.exit(128 + signum)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The Kubeflow shells: one per stage, no logic, nothing installed at run time.
+
+Each body is one import and one call, because Kubeflow ships a function's source on its own. A task receives text
+only: the stage's config as JSON, and URIs. It returns the URI of what it published and leaves a small manifest
+(`{"uri", "kind", "digest"}`) as its artifact; videos, latents and weights never pass through Kubeflow.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Optional
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Model, Output
+
+IMAGE = "kinoflow-python:0.1.0"
+
+
+def ingest(config: str, source: str, objects: str, out: str, manifest: Output[Dataset]) -> str:
+    """Copy the sources into the object store; one row per file, ingested or rejected with a reason.
+
+    Args:
+        config: IngestConfig as JSON.
+        source: Folder, s3:// prefix, or table of videos and images.
+        objects: URI prefix that holds the files under their content hash.
+        out: URI prefix of the videos table.
+        manifest: Address and digest of the result.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage("ingest", manifest.path, config=config, source=source, objects=objects, out=out)
+
+
+def curate(config: str, videos: str, objects: str, out: str, manifest: Output[Dataset]) -> str:
+    """Cut sources into shots, score, caption and filter them; one row per clip, kept or dropped with a reason.
+
+    Args:
+        config: CurateConfig as JSON.
+        videos: URI prefix of the videos table.
+        objects: URI prefix that holds the files.
+        out: URI prefix of the clips table.
+        manifest: Address and digest of the result.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage("curate", manifest.path, config=config, videos=videos, objects=objects, out=out)
+
+
+def bucket(config: str, clips: str, objects: str, out: str, manifest: Output[Dataset]) -> str:
+    """Plan the batches of every training stage and encode what they need: latents and text features.
+
+    Args:
+        config: BucketConfig as JSON.
+        clips: URI prefix of the clips table.
+        objects: URI prefix that holds the files.
+        out: URI prefix of plans, encoders and shards.
+        manifest: Address and digest of the result.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage("bucket", manifest.path, config=config, clips=clips, objects=objects, out=out)
+
+
+def train(
+    config: str,
+    experiment: str,
+    run_name: str,
+    dataset_digest: str,
+    data: str,
+    out: str,
+    manifest: Output[Model],
+    parent: Optional[str] = None,  # noqa: UP045 - Kubeflow reads this annotation
+) -> str:
+    """Run one training stage from a parent checkpoint, or from fresh weights.
+
+    Args:
+        config: TrainConfig as JSON.
+        experiment: MLflow experiment.
+        run_name: Name of the whole run in MLflow.
+        dataset_digest: Version of the source data, recorded with the run.
+        data: URI prefix of plans and shards.
+        parent: URI of the checkpoint to start from.
+        out: URI prefix of this stage's checkpoints.
+        manifest: Address and digest of the final checkpoint.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage(
+        "train", manifest.path, config=config, experiment=experiment, run_name=run_name,
+        dataset_digest=dataset_digest, data=data, parent=parent, out=out,
+    )  # fmt: skip
+
+
+def evaluate(
+    config: str,
+    experiment: str,
+    run_name: str,
+    dataset_digest: str,
+    checkpoint: str,
+    data: str,
+    clips: str,
+    objects: str,
+    out: str,
+    manifest: Output[Artifact],
+) -> str:
+    """Measure the final checkpoint on held-out clips, generate samples, register the model.
+
+    Args:
+        config: EvaluateConfig as JSON.
+        experiment: MLflow experiment.
+        run_name: Name of the whole run in MLflow.
+        dataset_digest: Version of the source data, recorded with the run.
+        checkpoint: URI of the checkpoint.
+        data: URI prefix of plans, encoders and shards.
+        clips: URI prefix of the clips table.
+        objects: URI prefix that holds the files.
+        out: URI prefix of metrics, report and samples.
+        manifest: Address and digest of the result.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage(
+        "evaluate", manifest.path, config=config, experiment=experiment, run_name=run_name,
+        dataset_digest=dataset_digest, checkpoint=checkpoint, data=data, clips=clips, objects=objects, out=out,
+    )  # fmt: skip
+
+
+STAGES = (ingest, curate, bucket, train, evaluate)
+
+
+@dataclass(frozen=True)
+class Ops:
+    """The five components, bound to one image."""
+
+    ingest: Any
+    curate: Any
+    bucket: Any
+    train: Any
+    evaluate: Any
+
+
+def make_ops(image: str = IMAGE) -> Ops:
+    """Kubeflow components that run in `image`; name it by digest, Kubeflow's cache compares the text."""
+    shell = dsl.component(base_image=image, install_kfp_package=False)
+    return Ops(**{stage.__name__: shell(stage) for stage in STAGES})

@@ -1,0 +1,102 @@
+"""What runs inside a pipeline task: read the stage's config, call the stage, publish its address.
+
+The Kubeflow shells in `pipelines.ops` call `run_stage` and nothing else, so a task does the same work as
+`python -m components.<stage>`. Importing this needs no kfp: it also runs in an image that holds only kfp's executor.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from components import manifest, store
+from components.cli import LOG_FORMAT, PROGRESS_FILE_VARIABLE, report_error, user_sentence
+from components.config import TrackingConfig, parse
+from components.errors import KinoflowError
+from components.progress import append_event
+from pipelines.waiting import wait_for_http
+
+WAIT_VARIABLE = "KINOFLOW_WAIT_FOR"
+"""Address of a tracking server that is still starting; whoever started it names it, and the first stage waits."""
+TRACKING_TIMEOUT_S = 120.0
+
+
+def stage_function(stage: str) -> Callable[..., Any]:
+    """The function behind a stage: `components.<stage>.<stage>`."""
+    function: Callable[..., Any] = getattr(importlib.import_module(f"components.{stage}"), stage)
+    return function
+
+
+def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, str | None]) -> dict[str, Any]:
+    """Turn the text a task received into the arguments of a stage function.
+
+    `config` is JSON and becomes the class that the function asks for; `experiment`, `run_name` and
+    `dataset_digest` together become its `tracking`; everything else is passed as it is.
+
+    Raises:
+        KinoflowError: the config is invalid, or an input has no place in the function's signature.
+    """
+    kinds = typing.get_type_hints(function)
+    arguments: dict[str, Any] = dict(inputs)
+    arguments["config"] = parse(kinds["config"], inputs["config"] or "", f"config of {where}")
+    if "tracking" in kinds:
+        chosen = {name: arguments.pop(name) for name in TrackingConfig.model_fields if name in arguments}
+        arguments["tracking"] = TrackingConfig(**chosen)
+    unknown = sorted(set(arguments) - set(inspect.signature(function).parameters))
+    if unknown:
+        raise KinoflowError(
+            f"{where} does not take {', '.join(unknown)}; compile the pipeline again with this version."
+        )
+    return arguments
+
+
+def run_stage(stage: str, manifest_path: str, **inputs: str | None) -> str:
+    """Run one stage as a pipeline task and return the URI of what it published.
+
+    Args:
+        stage: name of the stage and of its function in `components`.
+        manifest_path: local file that receives `{"uri", "kind", "digest"}` of the result.
+        inputs: the task's parameters as text; see `stage_arguments`.
+
+    A mistake the user can mend ends the process with one sentence on stderr and exit code 1.
+    """
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr, force=True)
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+    node = (inputs["out"] or "").rstrip("/").rsplit("/", 1)[-1]
+    started_s = time.monotonic()
+    _tell(node=node, state="running", inputs=inputs)
+    try:
+        function = stage_function(stage)
+        arguments = stage_arguments(function, node, inputs)
+        if "tracking" in arguments and WAIT_VARIABLE in os.environ:
+            wait_for_http(os.environ[WAIT_VARIABLE], TRACKING_TIMEOUT_S)
+        report = function(**arguments)
+        uri = str(getattr(report, "checkpoint", "") or inputs["out"])
+        published = manifest.load(uri)
+    except Exception as error:
+        _tell(node=node, state="failed", seconds=time.monotonic() - started_s)
+        sentence = user_sentence(error)
+        report_error(sentence or f"{type(error).__name__}: {error}")
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
+    text = json.dumps({"uri": uri, "kind": published.kind, "digest": published.digest})
+    store.write_bytes(str(Path(manifest_path).resolve()), text.encode())
+    _tell(node=node, state="done", seconds=time.monotonic() - started_s)
+    return uri
+
+
+def _tell(**event: object) -> None:
+    """Tell a parent that draws our progress, if there is one."""
+    path = os.environ.get(PROGRESS_FILE_VARIABLE)
+    if path:
+        append_event(path, event)

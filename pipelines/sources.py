@@ -1,0 +1,70 @@
+"""Which videos a run reads: those a person named, or the demo's own, made on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+
+from components import store
+from components.errors import KinoflowError
+from pipelines.config import DemoData, RunConfig
+
+
+def resolve_source(config: RunConfig, videos: str | None, project: Path) -> str:
+    """The source to ingest, as an absolute path or an s3:// prefix; demo data are made when none is named.
+
+    Raises:
+        KinoflowError: there is nothing at `videos`, or the preset brings no data of its own.
+    """
+    if videos:
+        return _checked(videos)
+    if config.demo_data is None:
+        raise KinoflowError(f"The preset {config.preset} brings no videos; name some with --videos.")
+    folder = project / config.demo_data.folder
+    make_demo_data(config.demo_data, folder)
+    return str(folder / "videos")
+
+
+def _checked(videos: str) -> str:
+    if store.is_s3(videos):
+        return videos  # looked at once the store is known
+    from components.ingest.sources import list_source
+
+    list_source(videos)
+    return str(Path(videos).resolve())
+
+
+def make_demo_data(demo: DemoData, folder: Path) -> bool:
+    """Write the demo's videos, captions, truth and prompts below `folder`; False when they are already there."""
+    from components.shapes.generate import generate
+    from components.shapes.plan import ShapesConfig
+
+    wanted = ShapesConfig(seed=demo.seed, num_videos=demo.num_videos, num_images=demo.num_images)
+    if (folder / "videos").is_dir() and _made_from(folder / "truth.json") == wanted.model_dump():
+        return False
+    generate(folder, wanted)
+    return True
+
+
+def _made_from(truth: Path) -> object:
+    try:
+        return json.loads(truth.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def dataset_digest(source: str) -> str:
+    """The version that DVC gives the nearest folder above a local source; empty when DVC does not track it.
+
+    It is the digest in the `.dvc` file: what `dvc status` says has changed since is another version.
+    """
+    if store.is_s3(source):
+        return ""
+    for folder in (Path(source), *Path(source).parents):
+        tracked = folder.parent / f"{folder.name}.dvc"
+        if tracked.is_file():
+            outs = yaml.safe_load(tracked.read_text(encoding="utf-8")).get("outs", [])
+            return str(outs[0].get("md5", "")) if outs else ""
+    return ""

@@ -1,0 +1,92 @@
+"""The pipeline on one screen: videos in, three chained training stages, an evaluated checkpoint out."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kfp import compiler, dsl
+
+from components import store
+from pipelines.config import RunConfig
+from pipelines.ops import IMAGE, make_ops
+
+NAME = "text-to-video"
+URI = "Output"  # Kubeflow's name for what a component returns
+
+
+def build_pipeline(config: RunConfig, image: str = IMAGE) -> Callable[..., Any]:
+    """The graph of one validated configuration; its settings are constants in the compiled file."""
+    ops = make_ops(image)
+
+    def text_to_video(
+        source: str,
+        root: str,
+        objects: str,
+        run_name: str,
+        experiment: str = "kinoflow",
+        dataset_digest: str = "",
+    ) -> None:
+        """Turn raw videos into an evaluated text-to-video checkpoint.
+
+        1. ingest: sources into the object store. 2. curate: shots, scores, captions. 3. bucket: batches, latents.
+        4.-6. train: three stages, each from its parent's checkpoint. 7. evaluate: held-out loss and samples.
+
+        Args:
+            source: Folder, s3:// prefix, or table of videos and images.
+            root: URI prefix of this run, without a slash at its end; every node writes below it.
+            objects: URI prefix that holds source files under their content hash; runs may share it.
+            run_name: Name of the run in MLflow.
+            experiment: MLflow experiment.
+            dataset_digest: Version of the source data (for example its DVC hash), recorded with every run.
+        """
+        tracking = {"experiment": experiment, "run_name": run_name, "dataset_digest": dataset_digest}
+        videos = ops.ingest(
+            config=config.ingest.model_dump_json(), source=source, objects=objects, out=f"{root}/ingest"
+        )
+        clips = ops.curate(
+            config=config.curate.model_dump_json(), videos=videos.outputs[URI], objects=objects, out=f"{root}/curate"
+        )
+        data = ops.bucket(
+            config=config.bucket_config().model_dump_json(),
+            clips=clips.outputs[URI],
+            objects=objects,
+            out=f"{root}/bucket",
+        )
+        tasks = [videos, clips, data]
+        parent: dict[str, Any] = {}
+        for stage in config.stages:
+            checkpoint = ops.train(
+                config=config.train_config(stage.name).model_dump_json(),
+                data=data.outputs[URI],
+                out=f"{root}/{stage.name}",
+                **tracking,
+                **parent,
+            ).set_display_name(f"train {stage.name}")
+            parent = {"parent": checkpoint.outputs[URI]}
+            tasks.append(checkpoint)
+        evaluation = ops.evaluate(
+            config=config.evaluate_config().model_dump_json(),
+            checkpoint=checkpoint.outputs[URI],
+            data=data.outputs[URI],
+            clips=clips.outputs[URI],
+            objects=objects,
+            out=f"{root}/evaluate",
+            **tracking,
+        )
+        for task in [*tasks, evaluation]:
+            # Stages skip work that is already published; Kubeflow's own cache cannot see what lies in the store.
+            task.set_caching_options(False)
+
+    pipeline: Callable[..., Any] = dsl.pipeline(name=NAME, description=f"{config.preset}: {config.description}")(
+        text_to_video
+    )
+    return pipeline
+
+
+def compile_pipeline(config: RunConfig, path: Path, image: str = IMAGE) -> None:
+    """Write the graph as the YAML that Kubeflow Pipelines and the local runner read."""
+    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
+        compiled = Path(scratch) / "graph.yaml"
+        compiler.Compiler().compile(pipeline_func=build_pipeline(config, image), package_path=str(compiled))
+        store.upload(compiled, str(path))

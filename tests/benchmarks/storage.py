@@ -1,0 +1,128 @@
+"""Shards and checkpoints on a local disk: reading samples over plain files, publishing over copying.
+
+Files are in the page cache on both sides, so this compares the work around the bytes and not the disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from components import manifest
+from components.shards import ShardReader, ShardWriter
+from model.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from model.config import STDiT2Config
+from model.diffusion_config import IDDPMConfig
+from model.optimizer_config import OptimizerConfig
+from model.stdit2 import STDiT2
+from model.trainer import Trainer, TrainerOptions
+from tests.benchmarks.measuring import Figure, Settings, by_turns
+
+MEGABYTE = 1e6
+
+
+def run(settings: Settings) -> list[Figure]:
+    """Shards first, then checkpoints."""
+    with tempfile.TemporaryDirectory(prefix="kinoflow-bench-") as scratch:
+        return measure_shards(Path(scratch), settings) + measure_checkpoint(Path(scratch), settings)
+
+
+def measure_shards(scratch: Path, settings: Settings) -> list[Figure]:
+    """Random reads of latents (4, 16, 18, 32) from shards, over one .npy file a sample."""
+    count = 32 if settings.toy else 2_000
+    keys = [f"clip-{number:05d}" for number in range(count)]
+    latents = {key: torch.randn(4, 16, 18, 32) for key in keys}
+    files = scratch / "files"
+    files.mkdir()
+
+    def write_shards() -> None:
+        shutil.rmtree(scratch / "shards", ignore_errors=True)
+        with ShardWriter(scratch / "shards") as writer:
+            for key, tensor in latents.items():
+                writer.add("latents", key, tensor)
+
+    def write_files() -> None:
+        for key, tensor in latents.items():
+            np.save(files / f"{key}.npy", tensor.numpy())
+
+    written = by_turns({"shards": write_shards, "files": write_files}, settings, "shards, writing")
+    order = [keys[index] for index in np.random.default_rng(0).permutation(count)]
+    reader = ShardReader(scratch / "shards")
+
+    def read_shards() -> list[Tensor]:
+        return [reader.get(key) for key in order]
+
+    def read_files() -> list[Tensor]:
+        return [torch.from_numpy(np.load(files / f"{key}.npy")) for key in order]
+
+    read = by_turns({"shards": read_shards, "files": read_files}, settings, "shards, reading")
+    megabytes = sum(tensor.nbytes for tensor in latents.values()) / MEGABYTE
+    return [
+        read.rate("shards", count, "shards: random reads of 147 kB samples", "samples/s"),
+        read.speed_ratio("shards", "files", "shards: reading over one .npy file a sample"),
+        written.rate("shards", megabytes, "shards: writing", "MB/s"),
+        written.speed_ratio("shards", "files", "shards: writing over one .npy file a sample"),
+    ]
+
+
+def measure_checkpoint(scratch: Path, settings: Settings) -> list[Figure]:
+    """Saving and publishing (two hashes of every byte apart, all checked on the way back), over copying the files."""
+    state = training_state(settings)
+    source, copied, published = scratch / "source", scratch / "copied", scratch / "published"
+    source.mkdir()
+    save_checkpoint(source, state)
+    megabytes = sum(path.stat().st_size for path in source.iterdir()) / MEGABYTE
+
+    def copy(folder: Path, out: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(folder, out)
+
+    def save() -> None:
+        with manifest.publish(str(published), "checkpoint", config={}, inputs={}) as publication:
+            save_checkpoint(publication.directory, state)
+
+    def load() -> TrainingState:
+        fetched = scratch / "fetched"
+        shutil.rmtree(fetched, ignore_errors=True)
+        manifest.fetch(str(published), fetched, kind="checkpoint")
+        return load_checkpoint(fetched)
+
+    cases: dict[str, Callable[[], object]] = {
+        "save": save,
+        "load": load,
+        "copy": lambda: copy(source, copied),
+    }
+    timings = by_turns(cases, settings, "checkpoint")
+    size = f"checkpoint of {megabytes:.0f} MB"
+    return [
+        timings.rate("save", megabytes, f"{size}: save and publish", "MB/s"),
+        timings.rate("load", megabytes, f"{size}: fetch, verify and load", "MB/s"),
+        timings.rate("copy", megabytes, f"{size}: plain copy of its files", "MB/s"),
+        timings.speed_ratio("save", "copy", f"{size}: save and publish over plain copy"),
+        timings.speed_ratio("load", "copy", f"{size}: fetch, verify and load over plain copy"),
+    ]
+
+
+def training_state(settings: Settings) -> TrainingState:
+    """A checkpoint's content for a network of 19 million parameters."""
+    config = STDiT2Config(hidden_size=384, depth=6, num_heads=6, caption_channels=512, qk_norm=True)
+    if settings.toy:
+        config = config.model_copy(update={"hidden_size": 48, "depth": 1, "num_heads": 4})
+    network = STDiT2(config)
+    network.initialize(torch.Generator().manual_seed(0))
+    options = TrainerOptions(
+        stage="stage1", steps=1, seed=0, optimizer=OptimizerConfig(learning_rate=1e-4), diffusion=IDDPMConfig()
+    )
+    state = Trainer(network, options).state()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            state.optimizer[f"{name}.exp_avg"] = torch.randn_like(parameter)
+            state.optimizer[f"{name}.exp_avg_sq"] = torch.rand_like(parameter)
+            state.optimizer[f"{name}.step"] = torch.tensor(1.0)
+    return state

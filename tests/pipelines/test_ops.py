@@ -1,0 +1,84 @@
+"""Shells and stages cannot drift apart: same inputs, same command line, same names."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from components.config import EvaluateConfig, TrackingConfig
+from components.errors import KinoflowError
+from pipelines.ops import STAGES, make_ops
+from pipelines.shell import stage_arguments, stage_function
+
+NAMES = [stage.__name__ for stage in STAGES]
+
+
+def shell_inputs(stage: Callable[..., Any]) -> dict[str, bool]:
+    """Name of each input of a shell, and whether it may be left out."""
+    parameters = inspect.signature(stage).parameters
+    return {name: p.default is not p.empty for name, p in parameters.items() if name != "manifest"}
+
+
+def stage_inputs(name: str) -> dict[str, bool]:
+    """The same for the stage behind it, with `tracking` spread into its fields."""
+    inputs: dict[str, bool] = {}
+    for parameter in inspect.signature(stage_function(name)).parameters.values():
+        if parameter.name == "tracking":
+            inputs |= dict.fromkeys(TrackingConfig.model_fields, False)
+        else:
+            inputs[parameter.name] = parameter.default is not parameter.empty
+    return inputs
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shell_takes_what_its_stage_takes(name: str) -> None:
+    shell = next(stage for stage in STAGES if stage.__name__ == name)
+    assert shell_inputs(shell) == stage_inputs(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_command_line_takes_what_the_stage_takes(name: str) -> None:
+    """Typer makes one option of each parameter of `main`, which lives in the stage's package or file."""
+    stage = importlib.import_module(f"components.{name}")
+    module = importlib.import_module(f"components.{name}.__main__") if hasattr(stage, "__path__") else stage
+    assert set(inspect.signature(module.main).parameters) == set(inspect.signature(stage_function(name)).parameters)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_body_is_one_import_and_one_call(name: str) -> None:
+    shell = next(stage for stage in STAGES if stage.__name__ == name)
+    body = inspect.getsource(shell).split('"""')[2].strip().splitlines()
+    statements = [line for line in body if line.startswith("    ") and line[4] not in " )"]
+    assert [body[0].strip().split()[0], *(line.split()[0] for line in statements)] == ["from", "return"]
+    assert f'"{name}", manifest.path' in "".join(body)
+
+
+def test_components_install_nothing_and_carry_the_image() -> None:
+    ops = make_ops("registry.example/kinoflow-python@sha256:0123")
+    for name in NAMES:
+        container = getattr(ops, name).component_spec.implementation.container
+        assert container.image == "registry.example/kinoflow-python@sha256:0123"
+        assert "pip install" not in " ".join(container.command)
+
+
+def test_text_becomes_the_arguments_of_a_stage() -> None:
+    function = stage_function("evaluate")
+    config = EvaluateConfig(seed=7, num_saved=3)
+    inputs: dict[str, str | None] = {
+        "config": config.model_dump_json(), "experiment": "shapes", "run_name": "mine", "dataset_digest": "abc.dir",
+        "checkpoint": "s3://b/stage3/step-00000010", "data": "s3://b/bucket", "out": "s3://b/evaluate",
+    }  # fmt: skip
+    arguments = stage_arguments(function, "evaluate", inputs)
+    assert arguments == {
+        "config": config,
+        "tracking": TrackingConfig(experiment="shapes", run_name="mine", dataset_digest="abc.dir"),
+        "checkpoint": "s3://b/stage3/step-00000010",
+        "data": "s3://b/bucket",
+        "out": "s3://b/evaluate",
+    }
+    with pytest.raises(KinoflowError, match="evaluate does not take sauce"):
+        stage_arguments(function, "evaluate", {**inputs, "sauce": "x"})
+    with pytest.raises(KinoflowError, match="config of evaluate: seed"):
+        stage_arguments(function, "evaluate", {**inputs, "config": '{"seed": "many"}'})

@@ -1,0 +1,133 @@
+"""The compiled graph: deterministic, as intended node by node, and made without torch or a cluster."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.errors import KinoflowError
+from pipelines.config import RunConfig, load_run_config
+from pipelines.text_to_video import compile_pipeline
+
+GOLDEN = Path(__file__).with_name("text_to_video.golden.yaml")
+IMAGE = "registry.example/kinoflow-python@sha256:" + "0" * 64
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_run_config("smoke", {"description": "golden"})
+
+
+@pytest.fixture(scope="module")
+def compiled(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("compiled") / "text_to_video.yaml"
+    compile_pipeline(config, path, IMAGE)
+    return path
+
+
+def tasks(compiled: Path) -> dict[str, dict[str, Any]]:
+    graph = yaml.safe_load(compiled.read_text(encoding="utf-8"))
+    found: dict[str, dict[str, Any]] = graph["root"]["dag"]["tasks"]
+    return found
+
+
+def parameters(task: dict[str, Any]) -> dict[str, str]:
+    """Each parameter of a task as a short text: a constant, an input of the graph, or another task's result."""
+    short = {}
+    for name, source in task["inputs"]["parameters"].items():
+        if name.startswith("pipelinechannel--"):
+            continue
+        kind, value = next(iter(source.items()))
+        produced = value["producerTask"] if kind == "taskOutputParameter" else None
+        short[name] = (
+            f"task {produced}" if produced else f"input {value}" if isinstance(value, str) else value["constant"]
+        )
+    return short
+
+
+def test_the_graph_is_the_golden_one(compiled: Path) -> None:
+    """Everything but the settings, which have a test of their own. KINOFLOW_UPDATE_GOLDEN=1 writes it anew."""
+    graph = yaml.safe_load(compiled.read_text(encoding="utf-8"))
+    for task in graph["root"]["dag"]["tasks"].values():
+        task["inputs"]["parameters"]["config"]["runtimeValue"]["constant"] = "(the config of this node as JSON)"
+    text = yaml.safe_dump(graph, sort_keys=True, width=100)
+    if os.environ.get("KINOFLOW_UPDATE_GOLDEN"):
+        GOLDEN.write_text(text, encoding="utf-8")
+    assert text == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_compiling_twice_gives_the_same_bytes(config: RunConfig, compiled: Path, tmp_path: Path) -> None:
+    compile_pipeline(config, tmp_path / "again.yaml", IMAGE)
+    assert (tmp_path / "again.yaml").read_bytes() == compiled.read_bytes()
+
+
+def test_seven_nodes_each_with_its_own_config(config: RunConfig, compiled: Path) -> None:
+    found = tasks(compiled)
+    names = {"ingest": "ingest", "curate": "curate", "bucket": "bucket", "train": "stage1", "train-2": "stage2",
+             "train-3": "stage3", "evaluate": "evaluate"}  # fmt: skip
+    assert set(found) == set(names)
+    for task, part in names.items():
+        received = parameters(found[task])
+        kind = type(config.component_configs()[part])
+        assert kind.model_validate_json(received["config"]) == config.component_configs()[part]
+        assert received["out"] == "{{$.inputs.parameters['pipelinechannel--root']}}/" + part
+
+
+def test_results_flow_along_the_chain(compiled: Path) -> None:
+    found = {name: parameters(task) for name, task in tasks(compiled).items()}
+    assert found["ingest"]["source"] == "input source"
+    assert found["curate"]["videos"] == "task ingest"
+    assert found["bucket"]["clips"] == "task curate"
+    assert "parent" not in found["train"]
+    assert [found[f"train-{n}"]["parent"] for n in (2, 3)] == ["task train", "task train-2"]
+    assert {found[name]["data"] for name in ("train", "train-2", "train-3", "evaluate")} == {"task bucket"}
+    assert (found["evaluate"]["checkpoint"], found["evaluate"]["clips"]) == ("task train-3", "task curate")
+    for name in ("train", "train-2", "train-3", "evaluate"):
+        for given in ("experiment", "run_name", "dataset_digest"):
+            assert found[name][given] == f"input {given}"
+
+
+def test_nothing_is_cached_and_whole_numbers_stay_whole(compiled: Path) -> None:
+    for task in tasks(compiled).values():
+        assert not task["cachingOptions"].get("enableCache", False)
+        settings = json.loads(parameters(task)["config"])
+        assert all(not isinstance(value, float) for key, value in settings.items() if key in ("seed", "steps"))
+
+
+def test_no_address_or_credential_is_compiled_in(
+    compiled: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, f"http://secret-{name}")
+    compile_pipeline(load_run_config("smoke", {"description": "golden"}), tmp_path / "p.yaml", IMAGE)
+    assert (tmp_path / "p.yaml").read_bytes() == compiled.read_bytes()
+
+
+def test_compiling_needs_neither_torch_nor_a_cluster(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'diffusers', 'av', 'cv2', 'mlflow', 'dvc'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "from pipelines.config import load_run_config\n"
+        "from pipelines.text_to_video import compile_pipeline\n"
+        "compile_pipeline(load_run_config('opensora-v1.1'), pathlib.Path(sys.argv[1]))\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("KUBE", "KF_"))}
+    environment = {**clean, "KUBECONFIG": str(tmp_path / "none"), "HOME": str(tmp_path)}
+    path = tmp_path / "deep" / "p.yaml"
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment, cwd=Path.cwd())
+    assert set(tasks(path)) == {"ingest", "curate", "bucket", "train", "train-2", "train-3", "evaluate"}
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(KinoflowError, match="Could not write"):
+        compile_pipeline(config, tmp_path / "file" / "p.yaml")

@@ -63,10 +63,10 @@ class CurationRules(Section):
         0.04, ge=0, description="Mean flow in pixels per frame of a picture 256 px long; images are exempt."
     )
     near_duplicate_bits: int = Field(
-        12, ge=-1, le=64, description="Perceptual hashes that differ in no more bits may be one clip; -1 keeps all."
+        24, ge=-1, le=64, description="Perceptual hashes that differ in no more bits may be one clip; -1 keeps all."
     )
     near_duplicate_levels: float = Field(
-        2.0, ge=0, le=255, description="And colours that differ by no more levels (root mean square, of 255)."
+        2.25, ge=0, le=255, description="And colours that differ by no more levels (root mean square, of 255)."
     )
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -65,7 +66,7 @@ class ProgressTask:
 def append_event(path: str, event: dict[str, object]) -> None:
     """Append one event line; a full or missing disk must not stop the work it reports on."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with Path(path).open("a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
     except OSError as error:
         logger.warning("progress is not recorded: %s", error)

@@ -30,7 +30,7 @@ class StoreError(KinoflowError):
     """The store refused, is away, or is full."""
 
 
-class ObjectMissing(StoreError):
+class ObjectMissing(StoreError):  # noqa: N818  # the state of the store, not a fault of it
     """There is nothing at that URI."""
 
 

@@ -6,11 +6,14 @@ Shapes: B batch, T frames, S tokens per frame, D width, H heads, d = D / H, N se
 import functools
 import logging
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from model.cpu_kernels import FRAME_ORDER, TOKEN_ORDER, ShortAttention, SplitHeads
 
 logger = logging.getLogger(__name__)
 
@@ -45,23 +48,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale
         (N, H, Lq, d), dtype of `v`. The softmax is computed in float32 inside both kernels.
     """
     kernel = choose_kernel(q.device.type, q.dtype, k.shape[-2])
-    if not torch.compiler.is_compiling():
+    if not is_compiling():
         _log_kernel(kernel, q.device.type, q.dtype, q.shape[-1])
     if kernel == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    sequences, heads, num_queries, channels = q.shape
-    queries = q.reshape(-1, num_queries, channels)
-    keys = k.reshape(-1, k.shape[-2], channels).transpose(1, 2)
+    heads, num_keys = k.shape[1:3]
+    queries, keys, values = (tensor.reshape(-1, *tensor.shape[2:]) for tensor in (q, k, v))
     if bias is not None:
-        bias = bias.expand(-1, heads, -1, -1).reshape(-1, 1, k.shape[-2])
-        scores = torch.baddbmm(bias, queries, keys, alpha=scale)
-    elif scale == 1.0:
-        scores = torch.bmm(queries, keys)
-    else:
-        scores = torch.baddbmm(queries.new_zeros(1), queries, keys, beta=0, alpha=scale)
-    out = torch.bmm(scores.softmax(-1), v.reshape(-1, v.shape[-2], channels))
-    return out.view(sequences, heads, num_queries, channels)
+        bias = bias.expand(-1, heads, -1, -1).reshape(-1, 1, num_keys)
+        weights = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
+        return torch.bmm(weights, values).view(q.shape)
+    if scale != 1.0:
+        queries = queries * scale
+    if is_compiling():
+        return torch.bmm(torch.bmm(queries, keys.transpose(1, 2)).softmax(-1), values).view(q.shape)
+    out: Tensor = ShortAttention.apply(queries, keys, values)
+    return out.view(q.shape)
 
 
 class RMSNorm(nn.Module):
@@ -89,45 +92,6 @@ def rms_normalise(x: Tensor, eps: float) -> Tensor:
     return (x32 * inverse).to(x.dtype)
 
 
-def normalise_queries_keys(qk: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS-normalise q and k together, each with its own weight.
-
-    Args:
-        qk: (2, N, H, L, d), q then k.
-        weight: (2, d).
-        eps: added to the mean square.
-    """
-    is_float32_on_cpu = qk.device.type == "cpu" and qk.dtype == weight.dtype == torch.float32
-    if is_float32_on_cpu and not torch.compiler.is_compiling():
-        normalised: Tensor = _FusedRMSNorm.apply(qk, weight, eps)
-        return normalised
-    return rms_normalise(qk, eps) * weight[:, None, None, None].to(qk.dtype)
-
-
-class _FusedRMSNorm(torch.autograd.Function):
-    """The float32 norm with a hand-written backward: a third of the passes over memory that autograd takes.
-
-    With r = 1 / rms(x), y = w x r: dx = r (w g) - x r^3 / d * sum(w g x), dw = sum(r g x).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = inverse.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight[:, None, None, None])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        gradient = gradients[0]
-        product = (gradient * x).flatten(1, 3)
-        dot = torch.bmm(product, weight[:, :, None]).view_as(inverse)
-        grad_weight = torch.bmm(inverse.view(2, 1, -1), product)[:, 0]
-        grad_x = (gradient * weight[:, None, None, None]).mul_(inverse)
-        return grad_x.addcmul_(x, inverse.pow(3).mul_(dot).div_(x.shape[-1]), value=-1), grad_weight, None
-
-
 @dataclass(frozen=True)
 class RotaryTable:
     """Angles of the rotary embedding for L positions: `cos` and `sin`, each (L, d / 2)."""
@@ -137,10 +101,9 @@ class RotaryTable:
 
     def rotate(self, x: Tensor) -> Tensor:
         """Turn the channel pairs (0, 1), (2, 3), ... of `x` (..., L, d) by the angle of their position."""
-        if x.dtype == self.cos.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if x.dtype == self.cos.dtype == torch.float32 and not is_compiling():
             pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-            turned: Tensor = torch.view_as_real(pairs * torch.complex(self.cos, self.sin))
-            return turned.flatten(-2)
+            return torch.view_as_real(pairs * torch.complex(self.cos, self.sin)).flatten(-2)
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((even * self.cos - odd * self.sin, odd * self.cos + even * self.sin), dim=-1)
         return turned.flatten(-2).to(x.dtype)
@@ -213,8 +176,7 @@ class Attention(nn.Module):
 
     def over_tokens(self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None = None) -> Tensor:
         """Spatial attention: `x` (B, T, S, D), every frame attends within its own S tokens. Same shape."""
-        q, k, v = self._queries_keys_values(x, rotary, sequence_axis=2)
-        out = attention(q, k, v, scale=self._score_scale)
+        out = attention(*self._queries_keys_values(x, rotary, over_frames=False), scale=1.0)
         out = out.view(*x.shape[:2], self.num_heads, -1, self.head_dim).transpose(2, 3)
         projected: Tensor = self.proj(out.flatten(3))
         return projected
@@ -225,33 +187,28 @@ class Attention(nn.Module):
         if frames == 1:
             out = self._values_only(x)
         else:
-            q, k, v = self._queries_keys_values(x, rotary, sequence_axis=1)
-            out = attention(q, k, v, scale=self._score_scale)
+            out = attention(*self._queries_keys_values(x, rotary, over_frames=True), scale=1.0)
             out = out.view(batch, tokens, self.num_heads, frames, self.head_dim).permute(0, 3, 1, 2, 4)
         projected: Tensor = self.proj(out.reshape(batch, frames, tokens, dim))
         return projected
 
-    @property
-    def _score_scale(self) -> float | None:
-        # With q/k norm the scale is folded into the weight of the q norm, which costs nothing per token.
-        return 1.0 if isinstance(self.q_norm, RMSNorm) else None
-
     def _queries_keys_values(
-        self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None, sequence_axis: int
+        self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None, *, over_frames: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v of `x` (B, T, S, D), each (sequences, H, L, d) with L the tokens along `sequence_axis`."""
+        """q, k, v of `x` (B, T, S, D), each (sequences, H, L, d), L the frames or the tokens of a frame."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
-        order = (3, 0, 1, 4, 2, 5) if sequence_axis == 2 else (3, 0, 2, 4, 1, 5)
-        qkv = qkv.permute(order).contiguous().flatten(1, 2)  # one copy here spares every product its own
-        qk, v = qkv.split((2, 1))
-        if rotary is not None:
-            table = rotary.table(qk.shape[-2]) if isinstance(rotary, RotaryEmbedding) else rotary
-            qk = table.rotate(qk)
-        if isinstance(self.q_norm, RMSNorm) and isinstance(self.k_norm, RMSNorm):
-            weight = torch.stack((self.q_norm.weight * self.head_dim**-0.5, self.k_norm.weight))
-            qk = normalise_queries_keys(qk, weight, self.q_norm.eps)
-        q, k = qk.unbind(0)
-        return q, k, v[0]
+        table = rotary.table(x.shape[1 if over_frames else 2]) if isinstance(rotary, RotaryEmbedding) else rotary
+        q_norm, k_norm = self.q_norm, self.k_norm
+        by_hand = qkv.device.type == "cpu" and qkv.dtype == torch.float32 and not is_compiling()
+        if by_hand and isinstance(q_norm, RMSNorm) and isinstance(k_norm, RMSNorm):
+            weight = q_norm.weight * k_norm.weight * self.head_dim**-0.5
+            rotation = None if table is None else torch.complex(table.cos, table.sin)
+            q, k, v = SplitHeads.apply(qkv, weight, rotation, over_frames, q_norm.eps)
+            return q, k, v
+        q, k, v = qkv.permute(FRAME_ORDER if over_frames else TOKEN_ORDER).flatten(1, 2).unbind(0)
+        if table is not None:
+            q, k = table.rotate(q), table.rotate(k)
+        return q_norm(q) * self.head_dim**-0.5, k_norm(k), v
 
     def _values_only(self, x: Tensor) -> Tensor:
         """Self-attention over a single token is its value: the softmax of one score is 1."""

@@ -58,8 +58,8 @@ class _Refine(nn.Module):
 class PatchAutoencoder(nn.Module):
     """A linear map of 8 x 8 patches (principal components) refined by small convolutions.
 
-    Latents are normalised per channel to mean 0 and standard deviation 1 over the fitted data; the
-    statistics are part of the state.
+    Latents are shifted to mean 0 per channel and divided by one common factor, which brings them to standard
+    deviation 1 over the fitted data; the statistics are part of the state.
     """
 
     latent_mean: Tensor
@@ -302,7 +302,7 @@ def _initialise(network: PatchAutoencoder, crops: _Crops) -> None:
 def _normalise(network: PatchAutoencoder, crops: _Crops) -> None:
     latents = network.raw_latents(crops.draw(STATISTICS_CROPS))
     network.latent_mean.copy_(latents.mean((0, 2, 3)))
-    network.latent_std.copy_(latents.std((0, 2, 3)).clamp_min(1e-4))
+    network.latent_std.fill_(latents.var((0, 2, 3)).mean().sqrt().clamp_min(1e-4))
 
 
 def fit_autoencoder(
@@ -320,7 +320,7 @@ def fit_autoencoder(
     _initialise(network, crops)
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.learning_rate, total_steps=max(2, config.steps), pct_start=0.05
+        optimizer, config.learning_rate, total_steps=max(2, config.steps), pct_start=max(0.05, 2 / max(2, config.steps))
     )
     for step in range(1, config.steps + 1):
         pixels = crops.draw(config.batch_size)

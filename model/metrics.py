@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from model.config import STDiT2Config
 from model.geometry import VAE_STRIDE, forward_flops
@@ -11,7 +12,8 @@ from model.geometry import VAE_STRIDE, forward_flops
 BACKWARD_OVER_FORWARD = 2  # two matrix products of the same size for each one of the forward pass
 
 
-class LogPoint(NamedTuple):
+@dataclass(frozen=True)
+class LogPoint:
     """Means over the optimizer steps since the previous point.
 
     Attributes:
@@ -74,8 +76,11 @@ def model_flops_utilisation(flops: float, seconds: float, peak_flops_per_s: floa
 
 
 def mean_loss(history: Sequence[LogPoint], first_step: int, last_step: int) -> float | None:
-    """Mean loss over the points that end in steps [first_step, last_step], weighted by the steps they cover."""
-    points = [point for point in history if first_step <= point.step <= last_step]
+    """Mean loss over the points that end in steps [first_step, last_step], weighted by the steps they cover.
+
+    Points without a finite loss do not count; None when nothing is left.
+    """
+    points = [p for p in history if first_step <= p.step <= last_step and math.isfinite(p.loss)]
     covered = sum(point.steps for point in points)
     return sum(point.loss * point.steps for point in points) / covered if covered else None
 

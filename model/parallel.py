@@ -66,15 +66,23 @@ def _device(local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def make_deterministic() -> None:
-    """Let torch use only algorithms that give the same bits every time.
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Let torch use only algorithms that give the same bits every time, while the body runs.
 
     Uninitialised memory is not filled: that costs time and only matters to code that reads it.
     """
     # cuBLAS reads it when its first handle is made
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
 def parallelize(

@@ -244,7 +244,7 @@ class Trainer:
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise TrainingDivergedError(
-                f"stage {self.options.stage}: the loss ({loss:g}) or the gradient ({grad_norm:g}) was not finite for "
+                f"the loss ({loss:g}) or the gradient ({grad_norm:g}) was not finite for "
                 f"{self._skipped_in_a_row} steps up to step {self.step + 1}; lower the learning rate or look at the "
                 "data, then start again from the last checkpoint."
             )

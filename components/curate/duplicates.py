@@ -1,6 +1,7 @@
 """Near-duplicates: clips that look the same although their bytes differ (another encoding, size or container).
 
-A perceptual hash sees shapes in grey and cannot tell a red circle from a green one, so colours are compared too.
+A perceptual hash sees shapes in grey and cannot tell a red circle from a green one, and on flat pictures noise flips
+a third of its bits. So small colour thumbnails decide, and the hash only vetoes what merely shares its colours.
 """
 
 from __future__ import annotations

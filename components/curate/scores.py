@@ -30,7 +30,9 @@ BLACK_MAX_STD = 10.0
 """A dark frame with one small bright thing in it is not black."""
 
 REFERENCE_LONG_SIDE_PX = 256
-HASH_SIDE_PX, COLOUR_SIDE_PX = 32, 4
+MIN_FLOW_SIDE_PX = 32
+"""The flow algorithm wants room for its patches."""
+HASH_SIDE_PX, COLOUR_SIDE_PX = 32, 8
 HASHED_FRAMES = 3
 
 
@@ -121,9 +123,12 @@ class FrameScorer:
         return "".join(hashes) + "-" + "".join(colours)
 
     def _flow_magnitude(self, before: Frame, after: Frame) -> float:
+        scale = REFERENCE_LONG_SIDE_PX / max(after.shape)
+        before, after = _padded(before), _padded(after)
         flow = np.asarray(self._flow.calc(before, after, np.zeros((*after.shape, 2), np.float32)))
-        magnitude = cv2.mean(cv2.magnitude(flow[..., 0], flow[..., 1]))[0]
-        return float(magnitude * REFERENCE_LONG_SIDE_PX / max(after.shape))
+        # cv2.magnitude rounds differently with the alignment of its input; the same frames must give the same bytes.
+        magnitude = np.sqrt(flow[..., 0] ** 2 + flow[..., 1] ** 2)
+        return float(np.mean(magnitude, dtype=np.float64) * scale)
 
 
 def analysis_size(height: int, width: int, long_side_px: int) -> tuple[int, int]:
@@ -143,6 +148,13 @@ def _shrink(frame: Frame, long_side_px: int) -> Frame:
 
 def _grey(frame: Frame) -> Frame:
     return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def _padded(grey: Frame) -> Frame:
+    missing_rows, missing_columns = (max(0, MIN_FLOW_SIDE_PX - side) for side in grey.shape)
+    if not missing_rows and not missing_columns:
+        return grey
+    return np.asarray(cv2.copyMakeBorder(grey, 0, missing_rows, 0, missing_columns, cv2.BORDER_REPLICATE), np.uint8)
 
 
 def _thumbnail(frame: Frame, side_px: int) -> Frame:

@@ -13,7 +13,8 @@ def assign_split(clips: pl.DataFrame, seed: int, eval_share: float) -> pl.DataFr
     """Fill `split` of the kept clips with "train" or "eval".
 
     Sources that share a near-duplicate go to one side together. For each medium with at least two such groups, one
-    is held out even when no hash falls below `eval_share`, and one is left to train on; a share of 0 holds out none.
+    is held out even when no hash falls below `eval_share`; one is always left to train on. A share of 0 holds out
+    none.
     """
     group_of = _groups(clips)
     kept = clips.filter(pl.col("outcome") == "kept")
@@ -34,7 +35,7 @@ def assign_split(clips: pl.DataFrame, seed: int, eval_share: float) -> pl.DataFr
 def _with_both_sides(groups: set[str], held_out: set[str], seed: int) -> set[str]:
     ordered = sorted(groups, key=lambda group: (_draw(seed, group), group))
     if len(ordered) < 2:
-        return held_out
+        return held_out - groups
     if not groups & held_out:
         return held_out | {ordered[0]}
     if groups <= held_out:

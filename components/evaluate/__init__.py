@@ -80,7 +80,7 @@ def evaluate(
         manifest.fetch(data, local / "data")
         bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
         jobs = plan_jobs(config, clips=clips, objects=objects, scratch=local)
-        held_out, samples, report = _measure(config, bundle, local / "data", stage, jobs)
+        samples, report = _measure(config, bundle, local / "data", stage, jobs)
         folder = publication.directory
         _write(folder, config, report, samples, histories=_histories(checkpoint))
         (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -92,7 +92,7 @@ def evaluate(
 
 def _measure(
     config: EvaluateConfig, bundle: Bundle, data: Path, stage: str, jobs: list[Job]
-) -> tuple[list[HeldOutLoss], list[Sample], EvaluateReport]:
+) -> tuple[list[Sample], EvaluateReport]:
     total = num_held_out_batches(data, stage) + sum(len(job.requests) for job in jobs)
     with progress.task("evaluate", total) as bar:
         held_out = held_out_losses(
@@ -117,7 +117,7 @@ def _measure(
         first_frame=_first_frame(bundle, samples),
         samples=len(samples),
     )
-    return held_out, samples, report
+    return samples, report
 
 
 def _first_frame(bundle: Bundle, samples: list[Sample]) -> dict[str, float] | None:

@@ -10,7 +10,6 @@ from components.errors import KinoflowError
 from components.shapes.generate import generate
 from components.shapes.plan import ShapesConfig
 
-
 app = typer.Typer(add_completion=False)
 
 

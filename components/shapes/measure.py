@@ -62,9 +62,18 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class _Sighting:
-    """The shape in one frame: its soft mask (H, W) in [0, 1], centroid in pixels, and mean colour."""
+    """The shape in one frame.
+
+    Attributes:
+        mask: soft mask in [0, 1] of the part of the frame around the shape.
+        left, top: where that part begins, in pixels.
+        x, y: centroid within it, in pixels.
+        colour: median RGB of the shape's core.
+    """
 
     mask: Plane
+    left: int
+    top: int
     x: float
     y: float
     colour: Plane
@@ -89,7 +98,7 @@ def measure(frames: Pixels) -> Measurement:
         return Measurement(background=background, background_confidence=plain_share, frames_seen=frames_seen)
     colour, colour_confidence = _name_colour(np.stack([sighting.colour for _, sighting in sightings]))
     shape, shape_confidence = _name_shape([sighting for _, sighting in sightings])
-    centres = np.array([[number, sighting.x, sighting.y] for number, sighting in sightings])
+    centres = np.array([[number, seen.left + seen.x, seen.top + seen.y] for number, seen in sightings])
     motion, motion_confidence, travel = _name_motion(centres, len(frames), min(frames.shape[1:3]))
     return Measurement(
         colour,
@@ -170,15 +179,15 @@ def _sight(frame: Pixels, level: Plane) -> _Sighting | None:
         return None
     near_main = cv2.dilate((labels == main).astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2) > 0
     mask = np.where(near_main & (mask > 0.15), mask, 0.0)
-    rows, columns = np.indices(mask.shape)
+    colour = np.median(frame[mask > 0.8].astype(np.float64), axis=0)
+    left, top, width, height, _ = stats[main].tolist()
+    margin = 4 + max(width, height) // 2
+    top, left = max(0, top - margin), max(0, left - margin)
+    mask = mask[top : top + height + 2 * margin, left : left + width + 2 * margin]
     total = mask.sum()
-    core = mask > 0.8
-    return _Sighting(
-        mask,
-        float((mask * (columns + 0.5)).sum() / total),
-        float((mask * (rows + 0.5)).sum() / total),
-        np.median(frame[core].astype(np.float64), axis=0),
-    )
+    x = float(mask.sum(axis=0) @ (np.arange(mask.shape[1]) + 0.5) / total)
+    y = float(mask.sum(axis=1) @ (np.arange(mask.shape[0]) + 0.5) / total)
+    return _Sighting(mask, left, top, x, y, colour)
 
 
 def _hue_saturation(colour: Plane) -> tuple[float, float]:

@@ -86,7 +86,7 @@ def all_scenes(*, moving: bool) -> list[Scene]:
 
 def draw_staging(rng: random.Random, *, moving: bool) -> Staging:
     """Draws a staging that keeps the shape inside the picture's central square, whatever its aspect."""
-    size = rng.uniform(0.26, 0.34)
+    size = rng.uniform(0.33, 0.41)
     room = 1 - size - 0.04
     travel = room * rng.uniform(0.9, 1.0) if moving else 0.0
     slack = (room - travel) / 2

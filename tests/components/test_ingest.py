@@ -153,7 +153,7 @@ def test_every_broken_file_is_a_row_with_a_reason(videos: Path, local: Places, t
     rows = by_path(local.table(tmp_path / "copy"))
     reasons = {path: row["reason"] for path, row in rows.items() if row["outcome"] == "rejected"}
     assert reasons.pop("noise.png") in ("not_media", "decode_error")
-    assert reasons.pop("head.mp4") in ("not_media", "decode_error")
+    assert reasons.pop("head.mp4") in ("not_media", "no_video_stream", "decode_error")
     assert reasons == {
         "empty.mp4": "empty_file",
         "note.mp4": "not_media",
@@ -185,10 +185,9 @@ def test_names_nobody_expects_are_safe(tmp_path: Path, local: Places) -> None:
     write_video(tmp_path / "seed.mp4", moving_square(), 24)
     data = (tmp_path / "seed.mp4").read_bytes()
     names = [
-        b"line\nbreak.mp4", b"it's \"quoted\".mp4", "ümläut 日本.MP4".encode(), b"[/bold]{x}.mp4", b"..mp4..mp4",
+        b"line\nbreak.mp4", b"it's \"quoted\".mp4", "ümläut 日本.MP4".encode(), b"[bold]{x}.mp4", b"a..mp4..mp4",
         b"%2e%2e%2fup.mp4", b"back\\slash.mp4", b"latin-\xe9.mp4", b"semi;colon&amp.m;p4", b"no suffix", b"-rf.mp4",
     ]  # fmt: skip
-    names.remove(b"..mp4..mp4")
     for number, name in enumerate(names):
         # trailing bytes after an MP4's last box are ignored, and make each file another one
         (folder / os.fsdecode(name)).write_bytes(data + b"\0\0\0\x0cfree" + number.to_bytes(4, "big"))
@@ -196,7 +195,7 @@ def test_names_nobody_expects_are_safe(tmp_path: Path, local: Places) -> None:
     table = local.table(tmp_path / "copy")
     assert (report.ingested, report.rejected) == (len(names), 0)
     assert table["path"].n_unique() == len(names)
-    assert "latin-\\udce9.mp4" in table["path"]
+    assert "latin-\\xe9.mp4" in table["path"]
     keys = [path.relative_to(local.objects).as_posix() for path in Path(local.objects).rglob("*") if path.is_file()]
     assert sorted(keys) == sorted(table["object_key"])
     assert {Path(key).suffix for key in keys} == {".mp4", ""}
@@ -370,7 +369,3 @@ def test_the_command_line(videos: Path, local: Places, tmp_path: Path) -> None:
     assert last.startswith("error: The source ")
     assert "Traceback" not in failed.stderr
     assert json.loads(events.read_text().splitlines()[-1]) == {"error": last.removeprefix("error: ")}
-    config.write_text("licences: CC-BY\n", encoding="utf-8")
-    wrong = _command("--config", str(config), "--source", str(videos), *places)
-    assert wrong.returncode == 1
-    assert "licences: unknown key; check its spelling" in wrong.stderr

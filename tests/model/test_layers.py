@@ -207,3 +207,37 @@ def test_kernel_choice_by_device_and_length() -> None:
     assert choose_kernel("cpu", torch.float32, 1024) == "sdpa"
     assert choose_kernel("cpu", torch.bfloat16, 1024) == "sdpa"
     assert choose_kernel("cuda", torch.bfloat16, 8) == "sdpa"
+
+
+@pytest.mark.parametrize(("frames", "tokens"), [(5, 6), (1, 4), (3, 140), (140, 3)])
+@pytest.mark.parametrize("direction", ["over_tokens", "over_frames"])
+def test_float32_gradients_equal_those_of_the_plain_formula(frames: int, tokens: int, direction: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = Attention(24, 2, qk_norm=True)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    x = torch.randn(2, frames, tokens, 24, generator=generator)
+    out_weight = torch.randn(x.shape, generator=generator)
+    gradients = []
+    for dtype in (torch.float32, torch.float64):  # float64 takes the plain formulas
+        layer = layer.to(dtype).requires_grad_()
+        layer.zero_grad()
+        entry = x.detach().to(dtype, copy=True).requires_grad_()
+        rotary = RotaryEmbedding(12).to(dtype) if direction == "over_frames" else None
+        (getattr(layer, direction)(entry, rotary) * out_weight).sum().backward()
+        gradients.append({"x": entry.grad, **{name: p.grad for name, p in layer.named_parameters()}})
+    for name, exact in gradients[1].items():
+        assert exact is not None
+        torch.testing.assert_close(
+            gradients[0][name].double(), exact, atol=2e-5 * float(exact.abs().max()) + 1e-6, rtol=1e-3
+        )
+
+
+def test_kernel_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    q = torch.randn(1, 1, 3, 22)
+    with caplog.at_level("INFO", logger="model.attention"):
+        attention(q, q, q)
+        attention(q, q, q)
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention: bmm on cpu, torch.float32, 22 channels per head"
+    ]

@@ -324,3 +324,25 @@ def test_config_rejects_indivisible_width(hidden_size: int, num_heads: int, word
 def test_config_and_geometry_need_no_torch() -> None:
     code = "import sys, model.config, model.geometry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_blocks_compile_without_graph_breaks(small_network: STDiT2) -> None:
+    small_network.text_layout = "padded"
+    arguments = small_arguments()
+    with torch.no_grad():
+        expected = small_network(**arguments)
+        for block in small_network.blocks:
+            block.compile(backend="eager", fullgraph=True)
+        torch.testing.assert_close(small_network(**arguments), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_autocast_trains_in_bfloat16(small_network: STDiT2) -> None:
+    arguments = small_arguments() | {"x_mask": torch.tensor([[True, False, True], [True, True, True]])}
+    exact = small_network(**arguments).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = small_network(**arguments)
+    assert out.dtype == torch.float32
+    assert float((out - exact).detach().abs().mean() / exact.abs().mean()) < 0.05
+    out.square().mean().backward()
+    gradients = [p.grad for p in small_network.parameters() if p.requires_grad]
+    assert all(g is not None and g.dtype == torch.float32 and bool(g.isfinite().all()) for g in gradients)

@@ -50,8 +50,8 @@ def test_going_on_from_any_checkpoint_gives_the_same_bits(tmp_path, precision, d
         resumed.restore(load_checkpoint(folder))
         later_points, later_states = trained(resumed)
         assert_same(later_states[-1], states[-1])
-        expected = [p for p in points if p.step > middle.progress.step]
-        assert [(p.step, p.loss, p.grad_norm) for p in later_points] == [(p.step, p.loss, p.grad_norm) for p in expected]
+        told = [(p.step, p.loss, p.grad_norm) for p in points if p.step > middle.progress.step]
+        assert [(p.step, p.loss, p.grad_norm) for p in later_points] == told
 
 
 def test_a_saved_state_does_not_change_under_later_steps():
@@ -79,10 +79,11 @@ def test_a_parent_of_another_size_is_refused():
 
 
 def test_only_what_is_trainable_moves():
-    config = CONFIG.model_copy(update={"freeze": "not_temporal"})
-    before = {name: t.clone() for name, t in fresh_network(config).state_dict().items()}
-    after = trained(Trainer(fresh_network(config), options(steps=4)))[1][-1]
-    moved = {name for name, t in after.weights.items() if not torch.equal(t, before[name])}
+    parent = trained(Trainer(fresh_network(), options(steps=3)))[1][-1]
+    trainer = Trainer(fresh_network(CONFIG.model_copy(update={"freeze": "not_temporal"})), options(steps=4))
+    trainer.start_from(parent, carry_optimizer=False)
+    after = trained(trainer)[1][-1]
+    moved = {name for name, t in after.weights.items() if not torch.equal(t, parent.weights[name])}
     assert moved and all("attn_temp" in name for name in moved)
     assert all("attn_temp" in name for name in after.optimizer)
 
@@ -107,7 +108,7 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted():
 
 def test_training_gives_up_after_several_such_steps_in_a_row():
     trainer = Trainer(fresh_network(), options(save_every=100))
-    with pytest.raises(TrainingDivergedError, match=r"stage stage1: .* lower the learning rate"):
+    with pytest.raises(TrainingDivergedError, match=r"not finite for 5 steps up to step 8; lower"):
         trainer.fit(poisoned(range(3, 12)), log=lambda point: None, save=lambda state: None)
     assert trainer.skipped_steps == MAX_SKIPPED_IN_A_ROW and trainer.step == 3 + MAX_SKIPPED_IN_A_ROW - 1
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_sound_shots_show_their_captions_and_static_ones_do_not(world: World) ->
     for file in readable(truth):
         frames = np.stack(list(decode_frames(out / file["path"])))
         for shot in file["shots"]:
-            seen = frames[shot["start_frame"] : shot["end_frame"]]
+            seen = frames[shot["start_frame"] : shot["end_frame"] : 2]
             if shot["defect"] in (None, "too_short"):
                 assert score(seen, shot["caption"])["all"], (file["path"], shot)
             elif shot["defect"] == "static":
@@ -168,7 +169,7 @@ def test_the_default_world_is_large_and_balanced() -> None:
 def test_neighbouring_shots_differ_in_background() -> None:
     for file in plan_files(ShapesConfig(num_images=0)):
         backgrounds = [shot.scene.background if shot.scene else "black" for shot in file.shots]
-        assert all(a != b for a, b in zip(backgrounds, backgrounds[1:], strict=False))
+        assert all(a != b for a, b in pairwise(backgrounds))
 
 
 @pytest.mark.parametrize(("num_videos", "num_images"), [(1, 0), (2, 1), (5, 3), (9, 0)])

@@ -1,0 +1,259 @@
+"""Train: one stage, from a bucket output and a parent checkpoint to the next checkpoint.
+
+Killed at any moment and started again, it goes on from the newest good checkpoint and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import polars as pl
+import torch
+from pydantic import JsonValue
+
+from components import manifest, progress, store, tables
+from components.batches import BatchReader
+from components.config import TrackingConfig, TrainConfig
+from components.errors import KinoflowError
+from components.manifest import Manifest
+from components.shards import INDEX, INDEX_FILE
+from components.tracking import Tracker, open_tracker
+from components.train.checkpoints import KIND, StageCheckpoints
+from components.train.report import REPORT, History, TrainReport, read_report, write_report
+from model.checkpoint import TrainingState, load_checkpoint
+from model.config import STDiT2Config
+from model.metrics import LogPoint
+from model.parallel import Ranks, agreed, deterministic_algorithms, joined_ranks, parallelize
+from model.stdit2 import STDiT2
+from model.trainer import Trainer, TrainerOptions, stream_seed
+
+logger = logging.getLogger(__name__)
+
+DATASET_KIND = "dataset"
+NETWORK_FACTS = {"latent_channels": "in_channels"} | {n: n for n in ("caption_channels", "model_max_length")}
+
+
+def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: str | None, out: str) -> TrainReport:
+    """Run one stage to its end, or go on with one that was interrupted; one that has ended is left alone.
+
+    Args:
+        config: the stage.
+        tracking: where the run appears in MLflow.
+        data: URI prefix of the bucket output.
+        parent: URI of the checkpoint to start from; fresh weights when absent.
+        out: URI prefix of the stage: checkpoints, history.json and, at the end, report.json.
+
+    Raises:
+        KinoflowError: data, plan, parent and configuration do not fit together, or the loss stays without a finite
+            value.
+    """
+    try:
+        with deterministic_algorithms(), joined_ranks(config.parallel) as ranks:
+            return _Stage(config, ranks, data=data, parent=parent, out=out).run(tracking)
+    except ValueError as error:  # what model/ calls a mistake
+        raise KinoflowError(f"Stage {config.name!r}: {error}") from error
+
+
+class _Stage:
+    """One run of one stage on one rank."""
+
+    def __init__(self, config: TrainConfig, ranks: Ranks, *, data: str, parent: str | None, out: str) -> None:
+        self.config, self.ranks = config, ranks
+        self.data, self.parent, self.out = data, parent, out
+        self.dataset = _load_kind(data, DATASET_KIND)
+        inputs = {"data": self.dataset.digest}
+        self.parent_digest = _load_kind(parent, KIND).digest if parent else None
+        if self.parent_digest:
+            inputs["parent"] = self.parent_digest
+        self.checkpoints = StageCheckpoints.of(config, out, inputs)
+        self.network_config = _fill_network(config.network, self.dataset, data)
+        self.tracker = Tracker()
+        self.history = History(identity=self.checkpoints.identity)
+        self.started_s = self.seconds_before = 0.0
+        self.published: Manifest | None = None
+
+    def run(self, tracking: TrackingConfig) -> TrainReport:
+        """Train unless that is done already."""
+        final = self.checkpoints.complete(self.config.steps)
+        report = read_report(self.out)
+        if final is not None and report is not None and report.checkpoint_digest == final.digest:
+            logger.info("stage %r has ended already: %s", self.config.name, report.checkpoint)
+            return report
+        if self.config.num_threads:
+            torch.set_num_threads(self.config.num_threads)
+        with tempfile.TemporaryDirectory(prefix="kinoflow-") as folder:
+            scratch = Path(folder)
+            trainer = self._prepare(scratch)
+            if not self.ranks.is_first:
+                self._fit(trainer, scratch)
+                agreed(trainer.step, self.ranks)  # the first rank comes here when it has published the end
+                return self._report(trainer)
+            store.delete(store.join(self.out, REPORT))
+            params = {**self.config.model_dump(mode="json"), "data": self.data, "parent": self.parent or ""}
+            with open_tracker(tracking, task=f"train {self.config.name}", params=params) as self.tracker:
+                digest = tracking.dataset_digest or self.dataset.digest
+                self.tracker.log_dataset("clips", digest, self.data, "training")
+                self._fit(trainer, scratch)
+                agreed(trainer.step, self.ranks)
+                report = self._report(trainer)
+                write_report(self.out, report)
+        return report
+
+    # --- before ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, scratch: Path) -> Trainer:
+        """The trainer, with fresh weights, those of the parent, or those of the newest good checkpoint."""
+        state = self._found(scratch / "own")
+        network = STDiT2(self.network_config)
+        if state is None and self.parent is None:
+            network.initialize(torch.Generator().manual_seed(stream_seed(self.config.seed, "", 0, "weights")))
+        model = parallelize(
+            network, self.ranks, self.config.parallel,
+            activation_checkpointing=self.config.activation_checkpointing, compile_blocks=self.config.compile,
+        )  # fmt: skip
+        trainer = Trainer(network, self._options(), model=model, ranks=self.ranks)
+        if state is not None:
+            if state.progress.batches_per_step != self.ranks.world_size:
+                raise KinoflowError(
+                    f"{self.out} was begun by {state.progress.batches_per_step} processes and cannot go on with "
+                    f"{self.ranks.world_size}; start as many as before."
+                )
+            trainer.restore(state)
+            logger.info("going on from %s", self.checkpoints.uri(trainer.step))
+        elif self.parent is not None:
+            manifest.fetch(self.parent, scratch / "parent", kind=KIND)
+            try:
+                before = load_checkpoint(scratch / "parent")
+                trainer.start_from(before, carry_optimizer=self.config.carry_optimizer)
+            except ValueError as error:
+                raise KinoflowError(f"Stage {self.config.name!r} cannot start from {self.parent}: {error}") from error
+        self.history = History.read(self.out, self.checkpoints.identity, trainer.step)
+        self.seconds_before = self.history.seconds
+        return trainer
+
+    def _found(self, scratch: Path) -> TrainingState | None:
+        """The newest good checkpoint; the first rank chooses it for all."""
+        found = self.checkpoints.newest_good(scratch) if self.ranks.is_first else None
+        step = agreed(found[0] if found else -1, self.ranks)
+        if step < 0 or self.ranks.is_first:
+            return found[1] if found else None
+        manifest.fetch(self.checkpoints.uri(step), scratch, kind=KIND)
+        return load_checkpoint(scratch)
+
+    def _options(self) -> TrainerOptions:
+        config = self.config
+        return TrainerOptions(
+            stage=config.name,
+            steps=config.steps,
+            seed=config.seed,
+            optimizer=config.optimizer,
+            diffusion=config.diffusion,
+            masks=config.masks,
+            ema_decay=config.ema_decay,
+            precision=config.precision,
+            log_every=config.log_every,
+            save_every=config.checkpoint_every,
+            parent=self.parent_digest,
+        )
+
+    def _open_batches(self, folder: Path) -> BatchReader:
+        """Copy the stage's plan and the shards it names, and check that they are what this stage needs."""
+        name = f"plan-{self.config.name}.parquet"
+        if name not in self.dataset.files:
+            raise KinoflowError(f"{self.data} holds no plan for the stage {self.config.name!r}; bucket it first.")
+        manifest.fetch(self.data, folder, [name, INDEX_FILE])
+        plan = tables.read(folder / name, tables.PLAN)
+        wanted = self.config.steps * self.ranks.world_size
+        planned = plan["batch"].n_unique()
+        if planned < wanted:
+            raise KinoflowError(
+                f"The plan of {self.data} for the stage {self.config.name!r} holds {planned} batches, training needs "
+                f"{wanted} ({self.config.steps} steps of {self.ranks.world_size} processes); bucket again for that."
+            )
+        if self.config.masks is not None:
+            for num_frames in plan["num_frames"].unique():
+                self.config.masks.check_num_frames(num_frames)
+        keys = pl.concat([plan["latent_key"], plan["text_key"].alias("latent_key")]).unique()
+        index = tables.read(folder / INDEX_FILE, dict(INDEX))
+        shards = index.filter(pl.col("key").is_in(keys.implode()))["shard"].unique().sort()
+        manifest.fetch(self.data, folder, shards.to_list())
+        return BatchReader(folder, plan)
+
+    # --- during ------------------------------------------------------------------------------------------------
+
+    def _fit(self, trainer: Trainer, scratch: Path) -> None:
+        self.started_s = time.monotonic()
+        if trainer.step == self.config.steps:
+            self.published = self.checkpoints.complete(trainer.step)
+            return
+        with (
+            self._open_batches(scratch / "data") as batches,
+            progress.task(f"train {self.config.name}", self.config.steps) as task,
+        ):
+            task.update(trainer.step)
+
+            def log(point: LogPoint) -> None:
+                self.history.add(point)
+                self.tracker.log_metrics(point.rates(), point.step)
+                task.update(point.step, f"loss {point.loss:.4f}")
+
+            trainer.fit(batches.read, log=log, save=self._save)
+
+    def _save(self, state: TrainingState) -> None:
+        """Publish a checkpoint and everything that must be known to go on after it."""
+        if not self.ranks.is_first:
+            return
+        self.history.seconds = self.seconds_before + time.monotonic() - self.started_s
+        self.history.mlflow_run_id = self.tracker.run_id(timeout_s=10) or self.history.mlflow_run_id
+        self.history.write(self.out)
+        facts: dict[str, JsonValue] = {
+            "stage": self.config.name,
+            "step": state.progress.step,
+            "parameters": sum(tensor.numel() for tensor in state.weights.values()),
+        }
+        annotations = {"data": self.data, "parent": self.parent or "", "mlflow_run_id": self.history.mlflow_run_id}
+        self.published = self.checkpoints.publish(state, facts=facts, annotations=annotations)
+        uri = self.checkpoints.uri(state.progress.step)
+        self.tracker.set_tags({"kinoflow.checkpoint": uri, "kinoflow.checkpoint_digest": self.published.digest})
+        self.checkpoints.prune(self.config.keep_checkpoints)
+
+    # --- after -------------------------------------------------------------------------------------------------
+
+    def _report(self, trainer: Trainer) -> TrainReport:
+        first, last = self.history.loss_ends()
+        uri = self.checkpoints.uri(trainer.step)
+        published = self.published or manifest.load(uri)
+        return TrainReport(
+            name=self.config.name,
+            steps=trainer.step,
+            skipped_steps=trainer.skipped_steps,
+            loss_first=first,
+            loss_last=last,
+            seconds=self.seconds_before + time.monotonic() - self.started_s,
+            samples_per_s=self.history.samples_per_s(),
+            checkpoint=uri,
+            checkpoint_digest=published.digest,
+            parent_checkpoint=self.parent,
+            mlflow_run_id=self.tracker.run_id() or self.history.mlflow_run_id,
+            model_sha256=published.files["model.safetensors"].sha256,
+            history=tuple(self.history.points),
+        )
+
+
+def _load_kind(uri: str, kind: str) -> Manifest:
+    found = manifest.load(uri)
+    if found.kind != kind:
+        raise KinoflowError(f"{uri} holds {found.kind!r}, not {kind!r}; give the URI of a {kind} prefix.")
+    return found
+
+
+def _fill_network(network: STDiT2Config, dataset: Manifest, data: str) -> STDiT2Config:
+    """The network with the widths that the encoders of the data decide."""
+    missing = [name for name in NETWORK_FACTS if not isinstance(dataset.facts.get(name), int)]
+    if missing:
+        raise KinoflowError(f"The manifest of {data} lacks {', '.join(missing)}; make the bucket output again.")
+    facts = {option: dataset.facts[fact] for fact, option in NETWORK_FACTS.items()}
+    return STDiT2Config.model_validate({**network.model_dump(), **facts})

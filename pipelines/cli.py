@@ -71,7 +71,7 @@ def run(
     run_folder(home, name)
     source = resolve_source(config, videos, home.parent)
     request = RunRequest(config, source, name, base.rstrip("/"), experiment, dataset_digest(source))
-    run_graph(request, home, Ports(s3_port, mlflow_port), Console(highlight=False))
+    run_graph(request, home, Ports(s3_port, mlflow_port), _console())
 
 
 @app.command(name="compile")
@@ -105,8 +105,7 @@ def plan(
     """
     from pipelines.plan import print_plan
 
-    console = Console(highlight=False)
-    print_plan(_load(preset, set_), console if console.is_terminal else Console(highlight=False, width=120))
+    print_plan(_load(preset, set_), _console())
 
 
 @app.command()
@@ -202,11 +201,12 @@ def generate(
     from pipelines.local.services import Ports, home_folder, running_services
 
     home = home_folder()
+    source = _resolve_checkpoint(checkpoint, home)
     with running_services(home, Ports(), only_store=True):
         from components.generation import generate_command
 
         for path in generate_command(
-            checkpoint=_resolve_checkpoint(checkpoint, home), prompts=prompt, out=str(out), num_frames=num_frames,
+            checkpoint=source, prompts=prompt, out=str(out), num_frames=num_frames,
             height=height, width=width, seed=seed, guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps, reference=str(reference) if reference else None,
             mask_strategy=mask_strategy, fps=fps,
@@ -259,6 +259,12 @@ def exec_(command: Annotated[list[str], typer.Argument(help="The command and its
         except OSError as error:
             raise KinoflowError(f"Could not run {command[0]!r}: {error.strerror}.") from error
     raise typer.Exit(code)
+
+
+def _console() -> Console:
+    """The terminal as it is; a log file wide enough for a table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def _load(preset: str, changes: list[str] | None) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -92,24 +93,32 @@ class RunConfig(Section):
         if len(set(names)) != len(names) or RESERVED_NAMES & set(names):
             reserved = ", ".join(sorted(RESERVED_NAMES))
             raise ValueError(f"stage names must differ and be none of {reserved}; got {', '.join(names)}")
-        self._check_encoders_fit()
         for stage in self.stages:
             self.train_config(stage.name)
         return self
 
-    def _check_encoders_fit(self) -> None:
-        """The network reads what the encoders write; those given as folders are checked when they are loaded."""
-        network, pairs = self.network, []
+    def _encoder_widths(self) -> dict[str, int]:
+        """Options of the network that the encoders decide; those given as folders tell theirs when they are loaded."""
+        widths: dict[str, int] = {}
         if self.autoencoder_folder is None:
-            pairs.append(("in_channels", network.in_channels, "autoencoder.latent_channels"))
+            widths["in_channels"] = self.autoencoder.latent_channels
         if self.text_encoder_folder is None:
-            pairs.append(("caption_channels", network.caption_channels, "text_encoder.hidden_size"))
-            pairs.append(("model_max_length", network.model_max_length, "text_encoder.model_max_length"))
-        for mine, value, theirs in pairs:
-            section, key = theirs.split(".")
-            other = getattr(getattr(self, section), key)
-            if value != other:
-                raise ValueError(f"network.{mine} is {value} but {theirs} is {other}; make them equal")
+            widths["caption_channels"] = self.text_encoder.hidden_size
+            widths["model_max_length"] = self.text_encoder.model_max_length
+        return widths
+
+    def trained_network(self) -> STDiT2Config:
+        """The network with the widths that its encoders decide.
+
+        Raises:
+            ValueError: the preset states another width itself.
+        """
+        widths = self._encoder_widths()
+        for name, width in widths.items():
+            stated = getattr(self.network, name)
+            if stated not in (width, STDiT2Config.model_fields[name].default):
+                raise ValueError(f"network.{name} is {stated}, but the encoders make it {width}; leave it out")
+        return STDiT2Config.model_validate({**self.network.model_dump(), **widths})
 
     def bucket_config(self) -> BucketConfig:
         """What the `bucket` component is told."""
@@ -133,7 +142,7 @@ class RunConfig(Section):
             name=stage.name,
             steps=stage.steps,
             seed=self.seed,
-            network=self.network,
+            network=self.trained_network(),
             diffusion=self.diffusion,
             optimizer=stage.optimizer,
             masks=stage.masks,
@@ -181,7 +190,7 @@ def load_run_config(preset: str, overrides: dict[str, Any] | None = None) -> Run
     except yaml.YAMLError as error:
         raise KinoflowError(f"The preset {preset} is not valid YAML: {error}.") from error
     for key, value in (overrides or {}).items():
-        _override(data, key, value)
+        _override(data, key, deepcopy(value))
     return parse(RunConfig, data, f"preset {preset}")
 
 

@@ -37,6 +37,7 @@ class BucketCost:
 
 def bucket_costs(config: RunConfig, stage: StageConfig) -> list[BucketCost]:
     """Every (resolution, num_frames) pair of a stage, in the order in which clips are offered to them."""
+    network = config.trained_network()
     squarest: dict[tuple[str, int], Bucket] = {}
     for triple in stage.buckets.triples:
         pair = (triple.resolution, triple.num_frames)
@@ -50,9 +51,9 @@ def bucket_costs(config: RunConfig, stage: StageConfig) -> list[BucketCost]:
             size=(bucket.num_frames, bucket.height, bucket.width),
             keep_prob=bucket.keep_prob,
             batch_size=bucket.batch_size,
-            tokens=num_tokens(bucket.num_frames, bucket.height, bucket.width, patch_size=config.network.patch_size),
+            tokens=num_tokens(bucket.num_frames, bucket.height, bucket.width, patch_size=network.patch_size),
             forward_flops=forward_flops(
-                config.network, bucket.num_frames, bucket.height, bucket.width, config.network.model_max_length
+                network, bucket.num_frames, bucket.height, bucket.width, network.model_max_length
             ),
         )
         for bucket in squarest.values()

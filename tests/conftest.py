@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,12 +12,17 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import boto3
 import pytest
 
+from components.shapes.generate import generate
+from components.shapes.plan import ShapesConfig
+
+WORLD = ShapesConfig(seed=5, num_videos=30, num_images=14)
 ACCESS_KEY, SECRET_KEY = "kinoflow-test", "kinoflow-test-secret"
 
 
@@ -36,6 +43,14 @@ class S3Server:
             region_name="us-east-1",
         ).create_bucket(Bucket=name)
         return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
+def made_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos/, truth.json and prompts.txt; not to be written to."""
+    folder = tmp_path_factory.mktemp("world")
+    generate(folder, WORLD)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +109,52 @@ def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         else:
             return
     raise RuntimeError(f"the S3 server did not start: {log.read_text(errors='replace')}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server on SQLite that lives as long as the session; starting one is slow."""
+    with run_mlflow_server(tmp_path_factory.mktemp("mlflow")) as uri:
+        yield uri
+
+
+@pytest.fixture
+def mlflow_server(mlflow_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The session's MLflow server, with the standard variable pointing at it; tests tell runs apart by name."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_endpoint)
+    return mlflow_endpoint
+
+
+@contextmanager
+def run_mlflow_server(root: Path, port: int | None = None) -> Iterator[str]:
+    """Run an MLflow server with its database and artifacts below `root`."""
+    if port is None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
+        "--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", str(root / "artifacts"),
+    ]  # fmt: skip
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (root / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, **quiet}, cwd=root, start_new_session=True
+        )
+        try:
+            _wait_for_health(f"http://127.0.0.1:{port}/health", process, root / "log")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+            process.wait(timeout=10)
+
+
+def _wait_for_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 280
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2)
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the MLflow server did not start: {log.read_text(errors='replace')}")

@@ -38,9 +38,10 @@ class Node:
     note: str = ""
     task_started_s: float = 0.0
     done_before: int = 0
+    advanced: bool = False
 
     def eta_s(self, now_s: float) -> float | None:
-        """Seconds left of the present piece of work at its pace so far; None while there is none to tell."""
+        """Seconds left of the present piece of work at its pace since its first advance; None while unknown."""
         counted = self.done - self.done_before
         if counted <= 0 or self.done >= self.total:
             return None
@@ -113,10 +114,14 @@ class RunDisplay:
         now_s = time.monotonic()
         if event["task"] != node.task or event["total"] != node.total:
             node.task, node.total = str(event["task"]), int(event["total"])
-            node.task_started_s, node.done_before = now_s, int(event["done"])
+            node.task_started_s, node.done_before, node.advanced = now_s, int(event["done"]), False
+        elif not node.advanced and event["done"] > node.done_before:
+            # starting workers, or compiling, is no part of the pace
+            node.task_started_s, node.done_before, node.advanced = now_s, int(event["done"]), True
         node.done, node.note = int(event["done"]), str(event.get("note") or "")
         if now_s - self._line_s >= LINE_INTERVAL_S:
-            self._line(f"{node.name}: {_work(node)} {node.done}/{node.total}{_left(node, now_s)} {node.note}".rstrip())
+            parts = (f"{node.name}:", _work(node), f"{node.done}/{node.total}{_left(node, now_s)}", node.note)
+            self._line(" ".join(part for part in parts if part))
 
     def _line(self, text: str) -> None:
         if not self._console.is_terminal:
@@ -139,7 +144,7 @@ class RunDisplay:
 
 def _progress(node: Node, now_s: float) -> list[Any]:
     if not node.total:
-        return ["", "", ""]
+        return ["", "", f"[dim]{node.note}[/]"]
     bar = ProgressBar(total=node.total, completed=node.done, width=BAR_WIDTH)
     return [bar, f"{node.done}/{node.total}{_left(node, now_s)}", f"[dim]{_work(node)} {node.note}[/]"]
 

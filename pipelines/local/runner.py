@@ -89,10 +89,8 @@ def run(request: RunRequest, home: Path, ports: Ports, console: Console) -> Summ
         started_s = time.monotonic()
         with running_services(home, ports) as services:
             store.ensure_bucket(request.base)
-            console.print(
-                f"run [b]{request.name}[/] of preset [b]{request.config.preset}[/], log {folder}/pipeline.log"
-            )
-            console.print(f"store {services.endpoint}  tracking {services.tracking_uri}", highlight=False)
+            _say(console, f"run {request.name} of preset {request.config.preset}, log {folder}/pipeline.log")
+            _say(console, f"store {services.endpoint}  tracking {services.tracking_uri}")
             _run_graph(request, folder, services, console)
             summary = make_summary(
                 request.config, request.name, request.root, time.monotonic() - started_s,
@@ -102,6 +100,10 @@ def run(request: RunRequest, home: Path, ports: Ports, console: Console) -> Summ
         store.write_bytes(str(folder / "summary.json"), summary.model_dump_json(indent=1).encode())
         print_summary(summary, folder, console)
         return summary
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def run_folder(home: Path, name: str) -> Path:

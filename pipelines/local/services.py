@@ -89,23 +89,35 @@ def running_services(
     Raises:
         KinoflowError: a port is taken, a server does not start, or a named one does not answer.
     """
-    wanted = {S3: ports.s3} if not os.environ.get("AWS_ENDPOINT_URL_S3") else {}
-    if not only_store and not os.environ.get("MLFLOW_TRACKING_URI"):
-        wanted[MLFLOW] = ports.mlflow
+    wanted = _unnamed(ports, only_store)
     with ExitStack() as stack:
         for name in wanted:
             stack.enter_context(_lease(home, name))
         embedded = {name: _ensure_started(home, name, port) for name, port in wanted.items()}
-        if S3 in embedded:
-            _wait_for_s3(home, embedded[S3])
         environment = _environment(home, embedded)
         stack.enter_context(_exported(environment))
+        if S3 in embedded:
+            _wait_for_s3(home, embedded[S3])
+        else:
+            _check_store(environment["AWS_ENDPOINT_URL_S3"])
         if MLFLOW in embedded:
             if wait_for_tracking and not wait_for_http(f"{embedded[MLFLOW]}/health", MLFLOW_TIMEOUT_S):
                 raise _did_not_start(home, MLFLOW)
         elif not only_store:
             _check_tracking(environment["MLFLOW_TRACKING_URI"])
         yield Services(environment, embedded)
+
+
+def _unnamed(ports: Ports, only_store: bool) -> dict[str, int | None]:
+    """The servers that the environment does not name, each with the port a person asked for."""
+    wanted: dict[str, int | None] = {}
+    for name, variable, port in ((S3, "AWS_ENDPOINT_URL_S3", ports.s3), (MLFLOW, "MLFLOW_TRACKING_URI", ports.mlflow)):
+        address = os.environ.get(variable)
+        if address and port is not None:
+            raise KinoflowError(f"{variable} names {address} already; unset it, or leave out --{name}-port.")
+        if not address and not (only_store and name == MLFLOW):
+            wanted[name] = port
+    return wanted
 
 
 @contextmanager
@@ -146,7 +158,15 @@ def _read_state(home: Path, name: str) -> dict[str, int] | None:
         state: dict[str, int] = json.loads(state_path(home, name).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return state if psutil.pid_exists(state["supervisor_pid"]) else None
+    return state if _lives(state["supervisor_pid"]) else None
+
+
+def _lives(pid: int) -> bool:
+    """Whether the process runs; one that is dead but still listed does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def _end_leftovers(home: Path, name: str) -> None:
@@ -247,6 +267,9 @@ def _environment(home: Path, embedded: dict[str, str]) -> dict[str, str]:
     environment = {name: os.environ.get(name, value) for name, value in CLIENT_SETTINGS.items()}
     for name in ("AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"):
         environment[name] = os.environ.get(name, "")
+    if embedded:  # a proxy does not lead back to this machine
+        for name in ("NO_PROXY", "no_proxy"):
+            environment[name] = ",".join(filter(None, [os.environ.get(name), HOST]))
     if S3 in embedded:
         environment |= {"AWS_ENDPOINT_URL_S3": embedded[S3], **credentials(home)}
     if MLFLOW in embedded:
@@ -275,6 +298,14 @@ def _exported(environment: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _check_store(address: str) -> None:
+    if http_status(address) is None:
+        raise KinoflowError(
+            f"The object store at {address} (AWS_ENDPOINT_URL_S3) does not answer; "
+            "start it, correct the address, or unset it to use the embedded one."
+        )
 
 
 def _check_tracking(address: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from components import manifest, store, tables
 from components.errors import KinoflowError
 from pipelines.config import RunConfig
 from pipelines.local.display import duration
+from pipelines.waiting import get_json
 
 
 class Part(BaseModel):
@@ -87,17 +89,20 @@ def make_summary(
         sources = count_sources(tables.read(folder / "videos.parquet", tables.VIDEOS))
         clips = count_clips(tables.read(folder / "clips.parquet", tables.CLIPS))
     reports = [_read_json(store.join(root, stage.name, "report.json")) for stage in config.stages]
-    parents = {str(report["parent_run_id"]) for report in reports if report.get("parent_run_id")}
+    stages = tuple(_stage_summary(report) for report in reports)
+    run_ids = [stage.mlflow_run_id for stage in stages if stage.mlflow_run_id]
     return Summary(
         name=name,
         preset=config.preset,
         seconds=round(seconds, 3),
         sources=sources,
         clips=clips,
-        stages=tuple(_stage_summary(report) for report in reports),
+        stages=stages,
         evaluation=_read_json(store.join(root, "evaluate", "metrics.json")),
         mlflow=TrackingSummary(
-            tracking_uri=tracking_uri, experiment=experiment, parent_run_id=min(parents, default=None)
+            tracking_uri=tracking_uri,
+            experiment=experiment,
+            parent_run_id=_parent_run_id(tracking_uri, run_ids[-1]) if run_ids else None,
         ),
     )
 
@@ -122,7 +127,16 @@ def count_clips(clips: pl.DataFrame) -> ClipCounts:
 
 
 def _stage_summary(report: dict[str, Any]) -> StageSummary:
-    return StageSummary(**{name: report.get(name) for name in StageSummary.model_fields})
+    return StageSummary(**{name: report[name] or None for name in StageSummary.model_fields})
+
+
+def _parent_run_id(tracking_uri: str, run_id: str) -> str | None:
+    """The pipeline's run above a stage's run, asked of the server; None where there is no server."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return None
+    answer = get_json(f"{tracking_uri.rstrip('/')}/api/2.0/mlflow/runs/get?run_id={run_id}")
+    tags = answer["run"]["data"].get("tags", []) if answer else []
+    return next((str(tag["value"]) for tag in tags if tag["key"] == "mlflow.parentRunId"), None)
 
 
 def _read_json(uri: str) -> dict[str, Any]:
@@ -143,17 +157,19 @@ def print_summary(summary: Summary, folder: Path, console: Console) -> None:
     """A table of the stages, the counts above it and the next places to look below."""
     sources, clips = summary.sources, summary.clips
     reasons = ", ".join(f"{count} {reason}" for reason, count in clips.reasons.items())
-    console.print(f"sources: {sources.total} = {sources.ingested} ingested + {sources.rejected} rejected")
-    console.print(f"clips: {clips.total} = {clips.kept} kept + {clips.dropped} dropped ({reasons or 'none'})")
-    table = Table("stage", "steps", "loss first", "loss last", "time", "samples/s", "checkpoint", box=None)
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    say(f"sources: {sources.total} = {sources.ingested} ingested + {sources.rejected} rejected")
+    say(f"clips: {clips.total} = {clips.kept} kept + {clips.dropped} dropped ({reasons or 'none'})")
+    table = Table("stage", "steps", "loss first", "loss last", "time", "samples/s", box=None)
+    table.add_column("checkpoint", overflow="fold")
     for stage in summary.stages:
         table.add_row(
             stage.name, str(stage.steps), _number(stage.loss_first), _number(stage.loss_last),
             duration(stage.seconds), _number(stage.samples_per_s, 1), stage.checkpoint,
         )  # fmt: skip
     console.print(table)
-    console.print(f"done in {duration(summary.seconds)}; look at {folder}/report.html, then at {folder}/")
-    console.print("`kinoflow ui` shows the runs in MLflow, `kinoflow generate` makes videos.", highlight=False)
+    say(f"done in {duration(summary.seconds)}; look at {folder}/report.html, then at {folder}/")
+    say("`kinoflow ui` shows the runs in MLflow, `kinoflow generate` makes videos.")
 
 
 def _number(value: float | None, digits: int = 4) -> str:

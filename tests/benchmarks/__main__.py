@@ -45,12 +45,16 @@ def run(
     if device is Device.CUDA and not torch.cuda.is_available():
         raise typer.BadParameter("torch sees no GPU here; leave --device out.", param_hint="--device")
     if cpu_time and threads > 1:
-        raise typer.BadParameter("processor time only compares single threads; add --threads 1.", param_hint="--cpu-time")
+        raise typer.BadParameter(
+            "processor time only compares single threads; add --threads 1.", param_hint="--cpu-time"
+        )
     settings = Settings(toy, rounds, device.value, compiled, stage, cpu_time)
     console = Console()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     clock = "processor time" if cpu_time else "wall time"
-    line = f"torch {torch.__version__}, {threads} threads, {os.cpu_count()} cores, load {load:.1f} at the start, {clock}"
+    line = (
+        f"torch {torch.__version__}, {threads} threads, {os.cpu_count()} cores, load {load:.1f} at the start, {clock}"
+    )
     console.print(line, highlight=False, soft_wrap=True)
     with torch_threads(threads):
         for name in names or list(Benchmark):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,8 +123,7 @@ def by_turns(cases: Mapping[str, Callable[[], object]], settings: Settings, what
 
 
 def _processor_seconds() -> float:
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
 
 
 def _wait_for_device() -> None:

@@ -36,12 +36,12 @@ def run(settings: Settings) -> list[Figure]:
         network.final_layer.linear.weight.normal_(std=0.02, generator=torch.Generator().manual_seed(1))
     network.eval()
     cases: dict[str, Callable[[], Tensor]] = {}
+    scale = sampling.guidance_scale
     for batch in (1, many):
-        cases[f"one pass, {batch}"] = sampler(network, one_pass(network, batch, sampling.guidance_scale), batch, steps)
-        cases[f"two passes, {batch}"] = sampler(network, two_passes(network, batch, sampling.guidance_scale), batch, steps)
-        torch.testing.assert_close(
-            cases[f"one pass, {batch}"](), cases[f"two passes, {batch}"](), rtol=1e-3, atol=1e-3
-        )
+        one, two = f"one pass, {batch}", f"two passes, {batch}"
+        cases[one] = sampler(network, one_pass(network, batch, scale), batch, steps)
+        cases[two] = sampler(network, two_passes(network, batch, scale), batch, steps)
+        torch.testing.assert_close(cases[one](), cases[two](), rtol=1e-3, atol=1e-3)
     timings = by_turns(cases, settings, "sampling")
     what = f"{steps} steps, 8 frames of 64 x 64"
     alone, together = "one pass, 1", f"one pass, {many}"

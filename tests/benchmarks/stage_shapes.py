@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 
+from model.batch import Batch
 from model.buckets import Bucket
 from model.config import STDiT2Config
 from model.diffusion_config import IDDPMConfig
@@ -22,7 +23,7 @@ from model.metrics import LogPoint, model_flops_utilisation
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, parallelize
 from model.stdit2 import STDiT2
-from model.trainer import Batch, Trainer, TrainerOptions
+from model.trainer import Trainer, TrainerOptions
 from tests.benchmarks.buckets import PRESETS, stage_table
 from tests.benchmarks.measuring import Figure, Settings, by_turns, matmul
 
@@ -129,11 +130,10 @@ def random_batch(config: STDiT2Config, shape: Bucket, batch_size: int) -> Batch:
     size = latent_size(shape.num_frames, shape.height, shape.width)
     return Batch(
         latents=torch.randn(batch_size, config.in_channels, *size),
-        text=torch.randn(batch_size, config.model_max_length, config.caption_channels),
+        text_features=torch.randn(batch_size, config.model_max_length, config.caption_channels),
         text_mask=torch.ones(batch_size, config.model_max_length, dtype=torch.int64),
         num_frames=shape.num_frames,
         height=shape.height,
         width=shape.width,
-        ar=shape.width / shape.height,
         fps=torch.full((batch_size,), 24.0),
     )

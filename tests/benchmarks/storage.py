@@ -72,7 +72,7 @@ def measure_shards(scratch: Path, settings: Settings) -> list[Figure]:
 
 
 def measure_checkpoint(scratch: Path, settings: Settings) -> list[Figure]:
-    """Saving and publishing (two hashes of every byte apart, all checked on the way back), over copying the files."""
+    """Saving and publishing (every byte hashed), and the way back (every byte checked), over copying the files."""
     state = training_state(settings)
     source, copied, published = scratch / "source", scratch / "copied", scratch / "published"
     source.mkdir()

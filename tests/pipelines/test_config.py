@@ -77,8 +77,7 @@ def test_overrides_reach_lists_mappings_and_frame_counts() -> None:
         ({"seed.deeper.still": 1}, ["seed.deeper.still", "nothing below"]),
         ({"stages.1.name": "stage1"}, ["stage names must differ"]),
         ({"stages.1.name": "evaluate"}, ["none of", "evaluate"]),
-        ({"network.in_channels": 8}, ["network.in_channels is 8", "autoencoder.latent_channels is 4"]),
-        ({"text_encoder.model_max_length": 20}, ["network.model_max_length is 16", "is 20"]),
+        ({"network.in_channels": 8}, ["network.in_channels is 8", "the encoders make it 4"]),
         ({"stages.0.optimizer.warmup_steps": 10}, ["warmup_steps 10 must be below steps 10"]),
     ],
 )
@@ -96,6 +95,12 @@ def test_unknown_preset_lists_the_known_ones(tmp_path: Path) -> None:
     broken.write_text("stages: [", encoding="utf-8")
     with pytest.raises(KinoflowError, match="not valid YAML"):
         load_run_config(str(broken))
+
+
+def test_encoders_decide_the_widths_of_the_network() -> None:
+    network = load_run_config("smoke", {"text_encoder.model_max_length": 20}).trained_network()
+    assert (network.in_channels, network.caption_channels, network.model_max_length) == (4, 32, 20)
+    assert load_run_config("opensora-v1.1").trained_network().caption_channels == 4096
 
 
 def test_component_configs_are_consistent() -> None:

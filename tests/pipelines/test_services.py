@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -52,10 +52,10 @@ def processes_of(home: Path) -> list[str]:
     return found
 
 
-def _wait_until(condition: "object", timeout_s: float = 20.0) -> bool:
+def _wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
     deadline_s = time.monotonic() + timeout_s
     while time.monotonic() < deadline_s:
-        if condition():  # type: ignore[operator]
+        if condition():
             return True
         time.sleep(0.1)
     return False
@@ -63,9 +63,18 @@ def _wait_until(condition: "object", timeout_s: float = 20.0) -> bool:
 
 def hold(home: Path) -> tuple[subprocess.Popen[str], str]:
     """Another process that uses the store; returns it and the address it uses."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(home)], stdout=subprocess.PIPE, text=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
+    command = [sys.executable, "-c", HOLDER, str(home)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=clean)
     assert process.stdout is not None
     return process, process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str], kind: signal.Signals = signal.SIGKILL) -> None:
+    process.send_signal(kind)
+    process.wait(20)
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 def test_the_store_comes_up_works_and_goes(home: Path) -> None:
@@ -98,16 +107,14 @@ def test_two_users_share_one_server_and_the_last_one_ends_it(home: Path) -> None
         other, endpoint = hold(home)
         assert endpoint == mine.endpoint
     assert http_status(endpoint) is not None
-    other.send_signal(signal.SIGINT)
-    other.wait(20)
+    end(other, signal.SIGINT)
     assert _wait_until(lambda: http_status(endpoint) is None)
 
 
 def test_nothing_survives_a_killed_user(home: Path) -> None:
     other, endpoint = hold(home)
     assert http_status(endpoint) is not None
-    other.kill()
-    other.wait(10)
+    end(other)
     assert _wait_until(lambda: not processes_of(home))
 
 
@@ -115,10 +122,10 @@ def test_a_killed_supervisor_is_replaced(home: Path) -> None:
     other, _ = hold(home)
     supervisor = next(p for p in psutil.process_iter() if f"{home} s3" in " ".join(_command(p)))
     supervisor.kill()
+    assert _wait_until(lambda: not supervisor.is_running() or supervisor.status() == psutil.STATUS_ZOMBIE)
     with running_services(home, only_store=True):
         store.ensure_bucket("s3://kinoflow")
-    other.kill()
-    other.wait(10)
+    end(other)
 
 
 def _command(process: psutil.Process) -> list[str]:
@@ -133,21 +140,25 @@ def test_a_port_that_is_taken_is_a_sentence(home: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(KinoflowError, match=rf"Port {port} for the s3 server cannot be used"):
-            with running_services(home, Ports(s3=port), only_store=True):
-                pass
-    with running_services(home, only_store=True):
-        with pytest.raises(KinoflowError, match="already runs on port"):
-            with running_services(home, Ports(s3=port), only_store=True):
-                pass
+        with (
+            pytest.raises(KinoflowError, match=rf"Port {port} for the s3 server cannot be used"),
+            running_services(home, Ports(s3=port), only_store=True),
+        ):
+            pass
+    other, _ = hold(home)
+    with pytest.raises(KinoflowError, match="already runs on port"), running_services(home, Ports(s3=port)):
+        pass
+    end(other)
 
 
 def test_a_server_that_cannot_start_is_a_sentence(home: Path) -> None:
     home.mkdir()
     (home / "s3-cache").write_text("in the way", encoding="utf-8")
-    with pytest.raises(KinoflowError, match=r"embedded s3 server did not start: .*s3\.log"):
-        with running_services(home, only_store=True):
-            pass
+    with (
+        pytest.raises(KinoflowError, match=r"embedded s3 server did not start: .*s3\.log"),
+        running_services(home, only_store=True),
+    ):
+        pass
 
 
 def test_named_services_are_used_as_they_are(home: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,18 +167,24 @@ def test_named_services_are_used_as_they_are(home: Path, s3_server: S3Server, mo
         assert services.embedded == {}
         assert services.endpoint == s3_server.endpoint
     assert not home.exists()
+    with pytest.raises(KinoflowError, match="leave out --mlflow-port"), running_services(home, Ports(mlflow=5000)):
+        pass
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(KinoflowError, match=r"MLflow server at http://127.0.0.1:9 .* does not answer"):
-        with running_services(home):
-            pass
+    with (
+        pytest.raises(KinoflowError, match=r"MLflow server at http://127.0.0.1:9 .* does not answer"),
+        running_services(home),
+    ):
+        pass
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(KinoflowError, match="Could not write to"):
-        with running_services(tmp_path / "file" / ".kinoflow", only_store=True):
-            pass
+    with (
+        pytest.raises(KinoflowError, match="Could not write to"),
+        running_services(tmp_path / "file" / ".kinoflow", only_store=True),
+    ):
+        pass
 
 
 def test_home_is_the_project_around_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,199 @@
+"""The second front end: `dvc.yaml` names what the stages take, reruns only what changed, and shares data over S3."""
+
+import importlib
+import inspect
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components import manifest
+from components.errors import KinoflowError
+from pipelines.config import load_run_config, preset_names
+from pipelines.dvc import final_checkpoint, write_configs
+from pipelines.ops import STAGES
+from tests.conftest import S3Server
+from tests.pipelines.test_runner import Finished, finished
+
+__all__ = ["finished"]
+ROOT = Path(__file__).resolve().parents[2]
+DVC = str(Path(sys.executable).with_name("dvc"))
+TRAINED = {"stage1", "stage2", "stage3"}
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, dict[str, Any]]:
+    loaded: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return loaded
+
+
+def component_of(stage: str) -> str:
+    return "train" if stage in TRAINED else stage
+
+
+def command_of(stage: dict[str, Any]) -> dict[str, str]:
+    """Options of a stage's command line."""
+    words = shlex.split(stage["cmd"].replace("${setup}", ""))
+    named = [word.removeprefix("--") for word in words if word.startswith("--")]
+    return {name: words[words.index(f"--{name}") + 1] for name in named}
+
+
+def outs_of(stage: dict[str, Any]) -> set[str]:
+    return {out if isinstance(out, str) else next(iter(out)) for out in stage["outs"]}
+
+
+def test_there_is_one_stage_per_node_of_the_graph(stages: dict[str, dict[str, Any]]) -> None:
+    assert list(stages) == ["config", *load_run_config("demo").component_configs()]
+    assert {component_of(name) for name in stages} - {"config"} == {stage.__name__ for stage in STAGES}
+
+
+def test_every_preset_has_the_stage_names_that_dvc_knows() -> None:
+    for name in preset_names():
+        assert {stage.name for stage in load_run_config(name).stages} == TRAINED, name
+
+
+def test_commands_take_the_options_of_the_components(stages: dict[str, dict[str, Any]]) -> None:
+    for name, stage in stages.items():
+        if name == "config":
+            continue
+        component = importlib.import_module(f"components.{component_of(name)}")
+        module = (
+            importlib.import_module(f"{component.__name__}.__main__") if hasattr(component, "__path__") else component
+        )
+        wanted = set(inspect.signature(module.main).parameters)
+        assert set(command_of(stage)) == wanted - ({"parent"} if name == "stage1" else set()), name
+
+
+def test_what_a_command_reads_is_what_dvc_watches(stages: dict[str, dict[str, Any]]) -> None:
+    """But not the tracking settings: they change no result."""
+    for name, stage in stages.items():
+        if name == "config":
+            continue
+        options = command_of(stage)
+        made = {options.pop("out")} | ({options["objects"]} if name == "ingest" else set())
+        assert outs_of(stage) == made
+        assert all(next(iter(out.values())) == {"persist": True} for out in stage["outs"])
+        options.pop("tracking", None)
+        read = {re.sub(r"\$\(kinoflow checkpoint (.*)\)", r"\1", value) for value in options.values()} - made
+        assert read == set(stage["deps"]) - {"components", "model"}, name
+
+
+def test_training_is_chained(stages: dict[str, dict[str, Any]]) -> None:
+    assert "parent" not in command_of(stages["stage1"])
+    assert command_of(stages["stage2"])["parent"] == "$(kinoflow checkpoint work/stage1)"
+    assert command_of(stages["stage3"])["parent"] == "$(kinoflow checkpoint work/stage2)"
+    assert command_of(stages["evaluate"])["checkpoint"] == "$(kinoflow checkpoint work/stage3)"
+
+
+def test_configs_are_those_of_the_graph(stages: dict[str, dict[str, Any]], tmp_path: Path) -> None:
+    config = load_run_config("smoke")
+    paths = write_configs(config, tmp_path)
+    assert {f"work/config/{path.name}" for path in paths} == outs_of(stages["config"])
+    for name, part in config.component_configs().items():
+        assert type(part).model_validate_json((tmp_path / f"{name}.json").read_text(encoding="utf-8")) == part
+
+
+@pytest.mark.parametrize(
+    ("changes", "rewritten"),
+    [
+        ({"evaluate.sampling.guidance_scale": 1.5}, {"evaluate"}),
+        ({"curate.rules.min_motion": 0.5}, {"curate"}),
+        ({"stages.1.optimizer.learning_rate": 1e-4}, {"stage2"}),
+        ({"stages.2.steps": 11}, {"stage3", "bucket"}),
+    ],
+)
+def test_a_setting_rewrites_only_what_reads_it(changes: dict[str, Any], rewritten: set[str], tmp_path: Path) -> None:
+    before = {path.stem: path.read_bytes() for path in write_configs(load_run_config("smoke"), tmp_path)}
+    after = {path.stem: path.read_bytes() for path in write_configs(load_run_config("smoke", changes), tmp_path)}
+    assert {name for name in before if before[name] != after[name]} == rewritten
+
+
+def test_the_final_checkpoint_is_in_the_report(tmp_path: Path) -> None:
+    with pytest.raises(KinoflowError, match="No training stage has ended"):
+        final_checkpoint(str(tmp_path))
+    (tmp_path / "report.json").write_text('{"checkpoint": "work/stage1/step-00000010"}', encoding="utf-8")
+    assert final_checkpoint(str(tmp_path)) == "work/stage1/step-00000010"
+    (tmp_path / "report.json").write_text("{", encoding="utf-8")
+    with pytest.raises(KinoflowError, match="damaged"):
+        final_checkpoint(str(tmp_path))
+
+
+# --- with DVC itself --------------------------------------------------------------------------------------------
+
+
+def dvc(project: Path, *arguments: str, environment: dict[str, str] | None = None) -> str:
+    unread = {"AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}  # DVC wants real files there
+    passed = {name: value for name, value in (environment or os.environ).items() if name not in unread}
+    result = subprocess.run([DVC, *arguments], cwd=project, env=passed, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A clone of what DVC needs, under git."""
+    folder = tmp_path / "clone"
+    for name in ("components", "model", "pipelines"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", ".gitignore", ".dvc/config", ".dvc/.gitignore"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, folder / name)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    return folder
+
+
+def test_data_travel_over_an_s3_remote(project: Path, s3_server: S3Server) -> None:
+    dvc(project, "remote", "modify", "--local", "store", "url", f"{s3_server.bucket()}/dvc")
+    videos = project / "data" / "videos"
+    videos.mkdir(parents=True)
+    (videos / "a.mp4").write_bytes(b"video a" * 1000)
+    (videos / "a.txt").write_text("a caption\n", encoding="utf-8")
+    dvc(project, "add", "data")
+    dvc(project, "push", "data.dvc")
+    shutil.rmtree(project / "data")
+    shutil.rmtree(project / ".dvc" / "cache")
+    dvc(project, "pull", "data.dvc")
+    assert (videos / "a.mp4").read_bytes() == b"video a" * 1000
+    assert json.loads(dvc(project, "status", "data.dvc", "--json")) == {}
+
+
+@pytest.mark.skipif(not (ROOT / "data.dvc").exists(), reason="the demo's data have no version yet")
+@pytest.mark.slow
+def test_made_data_have_the_version_that_is_recorded(project: Path) -> None:
+    shutil.copyfile(ROOT / "data.dvc", project / "data.dvc")
+    subprocess.run([sys.executable, "-m", "pipelines.cli", "data", "--preset", "demo"], cwd=project, check=True)
+    assert json.loads(dvc(project, "status", "data.dvc", "--json")) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_evaluation_only(
+    finished: Finished, project: Path
+) -> None:
+    shutil.copytree(finished.project / "data", project / "data")
+    preset = project / "pipelines" / "presets" / "tiny.yaml"
+    preset.write_text(finished.config.model_dump_json(), encoding="utf-8")
+    (project / "params.yaml").write_text("preset: tiny\n", encoding="utf-8")
+    dvc(project, "add", "data")
+    # `kinoflow` must read the clone's presets
+    environment = {
+        **finished.environment,
+        "PYTHONPATH": str(project),
+        "PATH": f"{Path(DVC).parent}:{os.environ['PATH']}",
+    }
+    dvc(project, "repro", environment=environment)
+    theirs = finished.digests()
+    mine = {name: manifest.load(str(project / "work" / name)).digest for name in theirs}
+    assert mine == theirs
+    config = load_run_config("smoke", {**finished.config.model_dump(mode="json"), "evaluate.seed": 7})
+    preset.write_text(config.model_dump_json(), encoding="utf-8")
+    told = dvc(project, "repro", environment=environment)
+    assert set(re.findall(r"Running stage '(.*)'", told)) == {"config", "evaluate"}

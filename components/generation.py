@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from components import manifest, video
+from components import manifest, progress, video
 from components.caption import clean_caption
 from components.config import SamplingConfig
 from components.errors import KinoflowError
@@ -190,3 +190,58 @@ def to_frames(pixels: Tensor) -> Frames:
     """(B, 3, T, H, W) in [-1, 1] -> (B, T, H, W, 3) uint8."""
     scaled = (pixels.clamp(-1, 1) + 1) * 127.5 + 0.5
     return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def generate_command(
+    *,
+    checkpoint: str,
+    prompts: Sequence[str],
+    out: str,
+    num_frames: int,
+    height: int,
+    width: int,
+    seed: int,
+    guidance_scale: float,
+    num_inference_steps: int,
+    reference: str | None = None,
+    mask_strategy: str | None = None,
+    fps: float = 24.0,
+    saved_fps: float = 8.0,
+) -> list[Path]:
+    """Generate one file per prompt into the folder `out`: PNG for one frame, MP4 for more.
+
+    A reference without a mask strategy becomes the first frame.
+
+    Raises:
+        KinoflowError: an empty prompt, an unreadable reference, a strategy that does not fit, a size that does not
+            divide.
+    """
+    for prompt in prompts:
+        if not clean_caption(prompt):
+            raise KinoflowError(f"The prompt {prompt!r} is empty once it is cleaned; describe what to show.")
+    references = () if reference is None else (np.stack(list(video.decode_frames(Path(reference)))),)
+    strategy = mask_strategy or (IMAGE_TO_VIDEO if references else None)
+    bundle = load_bundle(checkpoint)
+    sampling = SamplingConfig(
+        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, fps=fps, saved_fps=saved_fps
+    )
+    requests = [
+        Request(prompt, seed + index, references=references, mask_strategy=strategy)
+        for index, prompt in enumerate(prompts)
+    ]
+    with progress.task("generate", len(requests)) as bar:
+        clips = generate(
+            bundle, requests, num_frames=num_frames, height=height, width=width, sampling=sampling,
+            on_batch=bar.advance,
+        )  # fmt: skip
+    return [_save(Path(out) / f"sample_{index:04d}", clip, saved_fps) for index, clip in enumerate(clips)]
+
+
+def _save(stem: Path, clip: Frames, fps: float) -> Path:
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    path = stem.with_suffix(".png" if len(clip) == 1 else ".mp4")
+    if len(clip) == 1:
+        video.write_image(path, clip[0])
+    else:
+        video.write_video(path, clip, fps)
+    return path

@@ -1,7 +1,7 @@
-"""Hand-written gradients for the parts of attention that dominate training on a CPU.
+"""Hand-written gradients for what dominates training on a CPU beside the matrix products.
 
-Automatic differentiation of the same formulas takes two to three times as many passes over memory.
-Both functions are exact; tests compare them with the plain formulas.
+Automatic differentiation of the same formulas takes up to three times as many passes over memory.
+All functions are exact; tests compare them with the plain formulas.
 
 Shapes: B batch, T frames, S tokens per frame, H heads, d channels per head, N sequences of L tokens.
 """
@@ -12,10 +12,39 @@ import torch
 from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
+from torch.compiler import is_compiling
 
 # Axes of (B, T, S, 3, H, d) in the order (3, B, T, H, S, d), or (3, B, S, H, T, d) for sequences of frames.
 TOKEN_ORDER = (3, 0, 1, 4, 2, 5)
 FRAME_ORDER = (3, 0, 2, 4, 1, 5)
+
+
+def multiply_add(base: Tensor, factor: Tensor, x: Tensor) -> Tensor:
+    """``base + factor * x``; `base` and `factor` may broadcast to the shape of `x`."""
+    if x.device.type != "cpu" or is_compiling() or not base.dtype == factor.dtype == x.dtype:
+        return torch.addcmul(base, factor, x)
+    out: Tensor = MultiplyAdd.apply(base, factor, x)
+    return out
+
+
+class MultiplyAdd(torch.autograd.Function):
+    """``base + factor * x`` without the full-size copy of `x` that the gradient of ``torch.addcmul`` makes."""
+
+    @staticmethod
+    def forward(ctx: Any, base: Tensor, factor: Tensor, x: Tensor) -> Tensor:
+        """Combine; `base` and `factor` broadcast to `x`."""
+        ctx.save_for_backward(factor, x)
+        ctx.base_shape = base.shape
+        return torch.addcmul(base, factor, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of base, factor and x."""
+        factor, x = ctx.saved_tensors
+        gradient = gradients[0]
+        grad_factor = (gradient * x).sum_to_size(factor.shape)
+        return gradient.sum_to_size(ctx.base_shape), grad_factor, gradient * factor
 
 
 class ShortAttention(torch.autograd.Function):

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.cpu_kernels import multiply_add
+
 LAYER_NORM_EPS = 1e-6
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``layer_norm(x) * (1 + scale) + shift``, no learned affine; `x` (..., D), the others broadcast to it."""
     normalised = F.layer_norm(x, (x.shape[-1],), eps=LAYER_NORM_EPS)
-    return torch.addcmul(shift, normalised, 1 + scale)
+    return multiply_add(shift, 1 + scale, normalised)
 
 
 def sinusoidal_embedding(values: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:

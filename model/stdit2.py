@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention, CrossAttention, PackedText, PaddedText, RotaryEmbedding, RotaryTable
 from model.config import STDiT2Config
+from model.cpu_kernels import multiply_add
 from model.initialization import initialize_weights
 from model.layers import (
     CaptionEmbedder,
@@ -73,11 +74,11 @@ class STDiT2Block(nn.Module):
         temporal_modulation = (self.scale_shift_table_temporal + temporal_modulation)[:, :, :, None]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
         temp_shift, temp_scale, temp_gate = temporal_modulation.unbind(2)
-        x = torch.addcmul(x, gate, self.attn.over_tokens(modulated_norm(x, shift, scale)))
+        x = multiply_add(x, gate, self.attn.over_tokens(modulated_norm(x, shift, scale)))
         temporal = self.attn_temp.over_frames(modulated_norm(x, temp_shift, temp_scale), rotary)
-        x = torch.addcmul(x, temp_gate, temporal)
+        x = multiply_add(x, temp_gate, temporal)
         x = x + self.cross_attn(x.flatten(1, 2), text).view(x.shape)
-        return torch.addcmul(x, mlp_gate, self.mlp(modulated_norm(x, mlp_shift, mlp_scale)))
+        return multiply_add(x, mlp_gate, self.mlp(modulated_norm(x, mlp_shift, mlp_scale)))
 
 
 class STDiT2(nn.Module):

@@ -81,16 +81,21 @@ def compile_(
         "build/text_to_video.yaml"
     ),
     image: Annotated[str | None, typer.Option(help="Image of all tasks; name it by digest.")] = None,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each task that computes.")] = 0,
+    store_secret: Annotated[str, typer.Option(help="Kubernetes secret of the store.")] = "kinoflow-store",
+    addresses: Annotated[str, typer.Option(help="ConfigMap with the services' addresses.")] = "kinoflow-addresses",
     set_: SetOption = None,
 ) -> None:
     """Write the graph as the YAML that Kubeflow Pipelines takes; needs neither a cluster nor torch.
 
     Example: `kinoflow compile --preset demo --image registry/kinoflow-python@sha256:… -o pipeline.yaml`
     """
+    from pipelines.cluster import Cluster
     from pipelines.ops import IMAGE
     from pipelines.text_to_video import compile_pipeline
 
-    compile_pipeline(_load(preset, set_), output, image or IMAGE)
+    cluster = Cluster(store_secret=store_secret, addresses=addresses, gpus=gpus)
+    compile_pipeline(_load(preset, set_), output, image or IMAGE, cluster)
     typer.echo(f"wrote {output}")
 
 

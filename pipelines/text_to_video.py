@@ -8,6 +8,7 @@ from typing import Any
 from kfp import compiler, dsl
 
 from components import store
+from pipelines.cluster import Cluster
 from pipelines.config import RunConfig
 from pipelines.ops import IMAGE, make_ops
 
@@ -15,8 +16,14 @@ NAME = "text-to-video"
 URI = "Output"  # Kubeflow's name for what a component returns
 
 
-def build_pipeline(config: RunConfig, image: str = IMAGE) -> Callable[..., Any]:
-    """The graph of one validated configuration; its settings are constants in the compiled file."""
+def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | None = None) -> Callable[..., Any]:
+    """The graph of one validated configuration; its settings are constants in the compiled file.
+
+    Args:
+        config: everything that decides the result.
+        image: of all tasks.
+        cluster: where pods find addresses and credentials; the environment of the runner when absent.
+    """
     ops = make_ops(image)
 
     def text_to_video(
@@ -53,8 +60,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE) -> Callable[..., Any]:
             objects=objects,
             out=f"{root}/bucket",
         )
-        tasks = [videos, clips, data]
-        parent: dict[str, Any] = {}
+        computing, parent = [data], {}
         for stage in config.stages:
             checkpoint = ops.train(
                 config=config.train_config(stage.name).model_dump_json(),
@@ -64,7 +70,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE) -> Callable[..., Any]:
                 **parent,
             ).set_display_name(f"train {stage.name}")
             parent = {"parent": checkpoint.outputs[URI]}
-            tasks.append(checkpoint)
+            computing.append(checkpoint)
         evaluation = ops.evaluate(
             config=config.evaluate_config().model_dump_json(),
             checkpoint=checkpoint.outputs[URI],
@@ -74,9 +80,12 @@ def build_pipeline(config: RunConfig, image: str = IMAGE) -> Callable[..., Any]:
             out=f"{root}/evaluate",
             **tracking,
         )
-        for task in [*tasks, evaluation]:
+        computing.append(evaluation)
+        for task in [videos, clips, *computing]:
             # Stages skip work that is already published; Kubeflow's own cache cannot see what lies in the store.
             task.set_caching_options(False)
+            if cluster:
+                cluster.equip(task, computes=task in computing)
 
     pipeline: Callable[..., Any] = dsl.pipeline(name=NAME, description=f"{config.preset}: {config.description}")(
         text_to_video
@@ -84,9 +93,9 @@ def build_pipeline(config: RunConfig, image: str = IMAGE) -> Callable[..., Any]:
     return pipeline
 
 
-def compile_pipeline(config: RunConfig, path: Path, image: str = IMAGE) -> None:
+def compile_pipeline(config: RunConfig, path: Path, image: str = IMAGE, cluster: Cluster | None = None) -> None:
     """Write the graph as the YAML that Kubeflow Pipelines and the local runner read."""
     with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
         compiled = Path(scratch) / "graph.yaml"
-        compiler.Compiler().compile(pipeline_func=build_pipeline(config, image), package_path=str(compiled))
+        compiler.Compiler().compile(pipeline_func=build_pipeline(config, image, cluster), package_path=str(compiled))
         store.upload(compiled, str(path))

@@ -14,6 +14,7 @@ from model.attention import (
     attention,
     choose_kernel,
 )
+from model.cpu_kernels import multiply_add
 from model.layers import (
     CaptionEmbedder,
     FinalLayer,
@@ -231,6 +232,15 @@ def test_float32_gradients_equal_those_of_the_plain_formula(frames: int, tokens:
         torch.testing.assert_close(
             gradients[0][name].double(), exact, atol=2e-5 * float(exact.abs().max()) + 1e-6, rtol=1e-3
         )
+
+
+@pytest.mark.parametrize("base_shape", [(2, 3, 1, 4), (2, 1, 1, 4), (2, 3, 5, 4)])
+def test_multiply_add_gradients(base_shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (base_shape, (2, 1, 1, 4), (2, 3, 5, 4))
+    inputs = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes]
+    assert torch.autograd.gradcheck(multiply_add, inputs)
+    torch.testing.assert_close(multiply_add(*inputs), inputs[0] + inputs[1] * inputs[2])
 
 
 def test_kernel_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from components.errors import KinoflowError
+from pipelines.cluster import CREDENTIALS, Cluster
 from pipelines.config import RunConfig, load_run_config
 from pipelines.text_to_video import compile_pipeline
 
@@ -26,12 +27,12 @@ def config() -> RunConfig:
 @pytest.fixture(scope="module")
 def compiled(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("compiled") / "text_to_video.yaml"
-    compile_pipeline(config, path, IMAGE)
+    compile_pipeline(config, path, IMAGE, Cluster(gpus=1))
     return path
 
 
 def tasks(compiled: Path) -> dict[str, dict[str, Any]]:
-    graph = yaml.safe_load(compiled.read_text(encoding="utf-8"))
+    graph = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
     found: dict[str, dict[str, Any]] = graph["root"]["dag"]["tasks"]
     return found
 
@@ -52,17 +53,17 @@ def parameters(task: dict[str, Any]) -> dict[str, str]:
 
 def test_the_graph_is_the_golden_one(compiled: Path) -> None:
     """Everything but the settings, which have a test of their own. KINOFLOW_UPDATE_GOLDEN=1 writes it anew."""
-    graph = yaml.safe_load(compiled.read_text(encoding="utf-8"))
+    graph, platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
     for task in graph["root"]["dag"]["tasks"].values():
         task["inputs"]["parameters"]["config"]["runtimeValue"]["constant"] = "(the config of this node as JSON)"
-    text = yaml.safe_dump(graph, sort_keys=True, width=100)
+    text = yaml.safe_dump_all([graph, platform], sort_keys=True, width=100)
     if os.environ.get("KINOFLOW_UPDATE_GOLDEN"):
         GOLDEN.write_text(text, encoding="utf-8")
     assert text == GOLDEN.read_text(encoding="utf-8")
 
 
 def test_compiling_twice_gives_the_same_bytes(config: RunConfig, compiled: Path, tmp_path: Path) -> None:
-    compile_pipeline(config, tmp_path / "again.yaml", IMAGE)
+    compile_pipeline(config, tmp_path / "again.yaml", IMAGE, Cluster(gpus=1))
     assert (tmp_path / "again.yaml").read_bytes() == compiled.read_bytes()
 
 
@@ -92,6 +93,19 @@ def test_results_flow_along_the_chain(compiled: Path) -> None:
             assert found[name][given] == f"input {given}"
 
 
+def test_pods_find_their_namespace_and_only_computing_ones_take_gpus(compiled: Path) -> None:
+    graph, platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert len(pods) == 7
+    for pod in pods.values():
+        assert [item["configMapName"] for item in pod["configMapAsEnv"]] == ["kinoflow-addresses"]
+        secret = pod["secretAsEnv"][0]
+        assert {key["secretKey"]: key["envVar"] for key in secret["keyToEnv"]} == CREDENTIALS
+    executors = graph["deploymentSpec"]["executors"]
+    with_gpu = {name for name, e in executors.items() if "accelerator" in e["container"].get("resources", {})}
+    assert with_gpu == {"exec-bucket", "exec-train", "exec-train-2", "exec-train-3", "exec-evaluate"}
+
+
 def test_nothing_is_cached_and_whole_numbers_stay_whole(compiled: Path) -> None:
     for task in tasks(compiled).values():
         assert not task["cachingOptions"].get("enableCache", False)
@@ -104,7 +118,7 @@ def test_no_address_or_credential_is_compiled_in(
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3", "MLFLOW_TRACKING_URI"):
         monkeypatch.setenv(name, f"http://secret-{name}")
-    compile_pipeline(load_run_config("smoke", {"description": "golden"}), tmp_path / "p.yaml", IMAGE)
+    compile_pipeline(load_run_config("smoke", {"description": "golden"}), tmp_path / "p.yaml", IMAGE, Cluster(gpus=1))
     assert (tmp_path / "p.yaml").read_bytes() == compiled.read_bytes()
 
 
@@ -116,7 +130,8 @@ def test_compiling_needs_neither_torch_nor_a_cluster(tmp_path: Path) -> None:
         "        if name.split('.')[0] in ('torch', 'transformers', 'diffusers', 'av', 'cv2', 'mlflow', 'dvc'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "from pipelines.config import load_run_config\n"
+        "from pipelines.cluster import CREDENTIALS, Cluster
+from pipelines.config import load_run_config\n"
         "from pipelines.text_to_video import compile_pipeline\n"
         "compile_pipeline(load_run_config('opensora-v1.1'), pathlib.Path(sys.argv[1]))\n"
     )

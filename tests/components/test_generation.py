@@ -1,0 +1,112 @@
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from components import video
+from components.config import SamplingConfig
+from components.errors import KinoflowError
+from components.generation import Bundle, Request, generate, to_frames, to_pixels
+from components.shapes.world import Scene, draw_staging, render
+from model.autoencoder import fit_autoencoder
+from model.config import STDiT2Config
+from model.diffusion_config import FlowConfig, IDDPMConfig
+from model.encoder_config import AutoencoderConfig, TextEncoderConfig
+from model.stdit2 import STDiT2
+from model.text import build_text_encoder
+
+SCENE = Scene("red", "circle", "left", "white")
+SAMPLING = SamplingConfig(num_inference_steps=3, guidance_scale=3.0)
+
+
+def picture() -> np.ndarray:
+    return render(SCENE, draw_staging(random.Random(3), moving=True), 4, 32, 32)[:1]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    frames = list(to_pixels(picture()).permute(1, 0, 2, 3))
+    small = AutoencoderConfig(latent_channels=8, hidden_channels=8, depth=1, steps=0, crop_px=16)
+    words = TextEncoderConfig(hidden_size=16, num_heads=2, model_max_length=12)
+    network = STDiT2(
+        STDiT2Config(
+            in_channels=8,
+            hidden_size=24,
+            depth=1,
+            num_heads=2,
+            caption_channels=16,
+            model_max_length=12,
+            qk_norm=True,
+            pred_sigma=True,
+        )
+    )
+    network.initialize(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network.final_layer.linear.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+    return Bundle(
+        network=network.eval(),
+        diffusion=FlowConfig(),
+        autoencoder=fit_autoencoder(frames, small),
+        text_encoder=build_text_encoder([SCENE.caption], words),
+        checkpoint="here",
+        checkpoint_digest="0" * 64,
+        data="there",
+    )
+
+
+def run(bundle: Bundle, requests: list[Request], **changes) -> list[np.ndarray]:
+    values = {"num_frames": 4, "height": 32, "width": 32, "sampling": SAMPLING} | changes
+    return generate(bundle, requests, **values)
+
+
+def test_clips_have_the_size_that_was_asked_for(bundle):
+    clips = run(bundle, [Request("a red circle", 1), Request("a blue square", 2)], width=48)
+    assert [clip.shape for clip in clips] == [(4, 32, 48, 3)] * 2
+    assert all(clip.dtype == np.uint8 for clip in clips)
+
+
+@pytest.mark.parametrize("diffusion", [FlowConfig(), IDDPMConfig()], ids=["flow", "iddpm"])
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(bundle, diffusion):
+    changed = replace(bundle, diffusion=diffusion)
+    requests = [Request("a red circle", seed) for seed in (5, 6, 7)]
+    together = run(changed, requests, batch_size=3)
+    apart = run(changed, requests, batch_size=1)
+    for one, other in zip(together, apart):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+    assert not np.array_equal(together[0], together[1])
+
+
+@pytest.mark.parametrize("diffusion", [FlowConfig(), IDDPMConfig()], ids=["flow", "iddpm"])
+def test_a_given_first_frame_comes_back_as_the_autoencoder_has_it(bundle, diffusion):
+    reference = picture()
+    request = Request(SCENE.caption, 1, references=(reference,), mask_strategy="0")
+    clip = run(replace(bundle, diffusion=diffusion), [request])[0]
+    rebuilt = to_frames(bundle.autoencoder.decode(bundle.autoencoder.encode(to_pixels(reference)[None])))[0]
+    assert np.array_equal(clip[0], rebuilt[0])
+    assert not np.array_equal(clip[1], rebuilt[0])
+
+
+def test_one_frame_is_a_still_and_is_told_so(bundle):
+    assert run(bundle, [Request("a red circle", 1)], num_frames=1)[0].shape == (1, 32, 32, 3)
+
+
+def test_a_size_that_does_not_divide_is_refused(bundle):
+    with pytest.raises(KinoflowError, match="30x32 does not divide by the autoencoder's stride 8"):
+        run(bundle, [Request("a red circle", 1)], height=30)
+
+
+def test_a_reference_of_another_size_is_fitted(bundle, tmp_path: Path):
+    large = np.repeat(np.repeat(picture(), 3, axis=1), 2, axis=2)
+    path = tmp_path / "first.png"
+    video.write_image(path, large[0])
+    frames = np.stack(list(video.decode_frames(path)))
+    clip = run(bundle, [Request(SCENE.caption, 1, references=(frames,), mask_strategy="0")])[0]
+    assert clip.shape == (4, 32, 32, 3)
+
+
+def test_pixels_and_frames_are_inverse():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(to_frames(to_pixels(frames)[None])[0], frames)

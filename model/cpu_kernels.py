@@ -51,7 +51,7 @@ class ShortAttention(torch.autograd.Function):
     """``softmax(q k^T) v`` on (N, L, d) tensors, keeping every gradient contiguous; q carries the scale."""
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend; `q` (N, Lq, d), `k` and `v` (N, Lk, d)."""
         weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
@@ -59,7 +59,7 @@ class ShortAttention(torch.autograd.Function):
         return torch.bmm(weights, v)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and v."""
@@ -83,7 +83,7 @@ class SplitHeads(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, qkv: Tensor, weight: Tensor, rotation: Tensor | None, over_frames: bool, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +114,7 @@ class SplitHeads(torch.autograd.Function):
         return (q * weight).flatten(0, 1), k.flatten(0, 1), v_in.contiguous().flatten(0, 1)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")
+    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of the joint projection and of the weight."""

@@ -60,7 +60,8 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             objects=objects,
             out=f"{root}/bucket",
         )
-        computing, parent = [data], {}
+        computing: list[Any] = [data]
+        parent: dict[str, Any] = {}
         for stage in config.stages:
             checkpoint = ops.train(
                 config=config.train_config(stage.name).model_dump_json(),

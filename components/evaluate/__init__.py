@@ -100,11 +100,15 @@ def _measure(
             on_batch=lambda: bar.advance(1, "held-out loss"),
         )  # fmt: skip
         samples: list[Sample] = []
+
+        def advance(count: int) -> None:
+            bar.advance(count, job.task)
+
         for job in jobs:
             frames = generate(
                 bundle, job.requests, num_frames=job.num_frames, height=config.height, width=config.width,
                 sampling=config.sampling, batch_size=config.batch_size,
-                on_batch=lambda count, job=job: bar.advance(count, job.task),
+                on_batch=advance,
             )  # fmt: skip
             samples += [job.sample(index, clip, judged=config.measure_shapes) for index, clip in enumerate(frames)]
     clips = sum(row.clips for row in held_out)

@@ -91,7 +91,7 @@ def _made_world(config: EvaluateConfig) -> tuple[Prompts, FirstFrames]:
     }
     if not started:
         return prompts, []
-    return prompts, truth.first_frames(started, config.seed, config.num_frames, config.height, config.width)
+    return prompts, list(truth.first_frames(started, config.seed, config.num_frames, config.height, config.width))
 
 
 def _held_out_world(config: EvaluateConfig, clips: str, objects: str, scratch: Path) -> tuple[Prompts, FirstFrames]:
@@ -118,4 +118,7 @@ def _first_frame_of(row: dict[str, object], objects: str, scratch: Path, config:
         store.download(store.join(objects, key), path)
     start = row["start_frame"]
     frames = video.read_frames(path, [start if isinstance(start, int) else 0])
-    return video.resize_crop(frames, config.height, config.width, is_image=row["media"] == "image")[0]
+    fitted: NDArray[np.uint8] = video.resize_crop(
+        frames, config.height, config.width, is_image=row["media"] == "image"
+    )[0]
+    return fitted

@@ -43,7 +43,7 @@ def run(settings: Settings) -> list[Figure]:
     if settings.device == "cuda":
         return stage_shapes.run(settings)
     config = STDiT2Config(depth=2, qk_norm=True, input_sq_size=512)
-    shapes, matmul_side = (Shape(8, 1, 192), Shape(1, 16, 192)), 2048
+    shapes, matmul_side = (Shape(4, 1, 192), Shape(1, 16, 192)), 2048
     if settings.toy:
         config = config.model_copy(
             update={"hidden_size": 48, "depth": 1, "num_heads": 4, "caption_channels": 8, "model_max_length": 6}

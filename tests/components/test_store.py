@@ -13,7 +13,14 @@ from components.errors import KinoflowError
 from components.store import ObjectMissing, StoredObject, StoreError
 from tests.conftest import S3Server
 
-AWKWARD_KEYS = ["plain.txt", "with space.txt", "ümläut/日本.txt", "it's \"quoted\".txt", "a+b%20&c=d?e#f.txt", "deep/er/x"]
+AWKWARD_KEYS = [
+    "plain.txt",
+    "with space.txt",
+    "ümläut/日本.txt",
+    'it\'s "quoted".txt',
+    "a+b%20&c=d?e#f.txt",
+    "deep/er/x",
+]
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -247,7 +247,7 @@ def start(folder: Path, data: str, out: str) -> subprocess.Popen:
     )
 
 
-def wait_for(process: subprocess.Popen, condition, timeout_s: float = 120) -> None:
+def wait_for(process: subprocess.Popen, condition, timeout_s: float = 280) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
@@ -270,7 +270,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(finished, data, tmp_pa
         process.send_signal(signal.SIGKILL)
         process.communicate()
     process = start(tmp_path, data, str(out))
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=280)
     assert process.returncode == 0, stderr
     report = json.loads(stdout)
     assert digests(report["checkpoint"]) == digests(finished[1].checkpoint)
@@ -280,7 +280,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(finished, data, tmp_pa
 
 def test_the_command_line_says_a_mistake_in_one_sentence(tmp_path):
     process = start(tmp_path, str(tmp_path / "nowhere"), str(tmp_path / "out"))
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=280)
     assert process.returncode == 1
     assert stderr.strip().splitlines()[-1].startswith("error: Nothing is published at")
     assert "Traceback" not in stderr

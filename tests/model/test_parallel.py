@@ -83,7 +83,7 @@ def test_recomputed_activations_give_the_same_step():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*", "ignore:The .grad attribute:UserWarning")
 def test_compiled_blocks_keep_their_names_and_train_alike():
     states = []
     for compiled in (False, True):

@@ -26,6 +26,7 @@ from pipelines.local.summary import Summary
 from tests.conftest import S3Server
 
 TINY = {
+    "num_threads": 1,
     "demo_data": {"num_videos": 6, "num_images": 6, "seed": 0, "folder": "data"},
     "autoencoder.steps": 40,
     "stages.0.steps": 3,

@@ -130,8 +130,7 @@ def test_compiling_needs_neither_torch_nor_a_cluster(tmp_path: Path) -> None:
         "        if name.split('.')[0] in ('torch', 'transformers', 'diffusers', 'av', 'cv2', 'mlflow', 'dvc'):\n"
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
-        "from pipelines.cluster import CREDENTIALS, Cluster
-from pipelines.config import load_run_config\n"
+        "from pipelines.config import load_run_config\n"
         "from pipelines.text_to_video import compile_pipeline\n"
         "compile_pipeline(load_run_config('opensora-v1.1'), pathlib.Path(sys.argv[1]))\n"
     )

@@ -12,7 +12,7 @@ PACKAGES = ("model", "components", "pipelines")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 FORBIDDEN_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 70
+MAX_FUNCTION_LINES = 62
 
 
 def test_there_is_something_to_check() -> None:
@@ -28,7 +28,17 @@ def test_rooms_are_small_and_named(path: Path) -> None:
     assert ast.get_docstring(tree), "every file says what it is for"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+            assert lines_of_code(node) < MAX_FUNCTION_LINES, node.name
+
+
+def lines_of_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function without its docstring and those of functions inside it."""
+    total = (function.end_lineno or 0) - function.lineno
+    for node in ast.walk(function):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node):
+            docstring = node.body[0]
+            total -= (docstring.end_lineno or 0) - docstring.lineno + 1
+    return total
 
 
 def test_no_pickle_in_the_product() -> None:

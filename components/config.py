@@ -198,9 +198,9 @@ class EvaluateConfig(Section):
 class TrackingConfig(Section):
     """Where in MLflow a run appears; the address comes from MLFLOW_TRACKING_URI."""
 
-    experiment: str = "kinoflow"
-    run_name: str = "run"
-    dataset_digest: str = ""
+    experiment: str = Field("kinoflow", min_length=1)
+    run_name: str = Field("run", pattern=r"^[^'\"`\\]+$", description="Finds the pipeline's run again; no quotes.")
+    dataset_digest: str = Field("", description="Version of the source data; the bucket output's own when empty.")
 
 
 Config = TypeVar("Config", bound=BaseModel)

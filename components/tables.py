@@ -60,7 +60,7 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "contrast": pl.Float64,
     "black_share": pl.Float64,
     "text_share": pl.Float64,
-    "phash": pl.String,
+    "phash": pl.String,  # of three frames, hexadecimal: perceptual hashes, a dash, colour thumbnails
     "near_duplicate_of": pl.String,  # clip id of the one that is kept
     "split": pl.String,  # "train" | "eval"; null unless kept
     "outcome": pl.String,  # "kept" | "dropped" | "rejected"

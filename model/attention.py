@@ -61,7 +61,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale
         return torch.bmm(weights, values).view(q.shape)
     if scale != 1.0:
         queries = queries * scale
-    if is_compiling():
+    if is_compiling() or not q.dtype == k.dtype == v.dtype:
         return torch.bmm(torch.bmm(queries, keys.transpose(1, 2)).softmax(-1), values).view(q.shape)
     out: Tensor = ShortAttention.apply(queries, keys, values)
     return out.view(q.shape)
@@ -82,7 +82,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` (..., dim); the result is cast to the type of `x` before the weight multiplies it."""
-        return rms_normalise(x, self.eps) * self.weight
+        return rms_normalise(x, self.eps) * self.weight.to(x.dtype)
 
 
 def rms_normalise(x: Tensor, eps: float) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from torch.compiler import is_compiling
 
@@ -48,18 +47,20 @@ class MultiplyAdd(torch.autograd.Function):
 
 
 class ShortAttention(torch.autograd.Function):
-    """``softmax(q k^T) v`` on (N, L, d) tensors, keeping every gradient contiguous; q carries the scale."""
+    """``softmax(q k^T) v`` on (N, L, d) tensors, keeping every gradient contiguous; q carries the scale.
+
+    All three have one type, which scores and weights keep; the softmax computes in float32 inside.
+    """
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend; `q` (N, Lq, d), `k` and `v` (N, Lk, d)."""
-        weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
-        ctx.save_for_backward(q, k, v, weights)
-        return torch.bmm(weights, v)
+        with torch.autocast("cpu", enabled=False):  # the backward pass runs without it too
+            weights = torch.bmm(q, k.transpose(1, 2)).softmax(-1)
+            ctx.save_for_backward(q, k, v, weights)
+            return torch.bmm(weights, v)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of q, k and v."""
@@ -83,7 +84,6 @@ class SplitHeads(torch.autograd.Function):
     """
 
     @staticmethod
-    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, qkv: Tensor, weight: Tensor, rotation: Tensor | None, over_frames: bool, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +114,6 @@ class SplitHeads(torch.autograd.Function):
         return (q * weight).flatten(0, 1), k.flatten(0, 1), v_in.contiguous().flatten(0, 1)
 
     @staticmethod
-    @custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         """Gradients of the joint projection and of the weight."""

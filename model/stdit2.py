@@ -167,15 +167,9 @@ class STDiT2(nn.Module):
         batch = x.shape[0]
         grid = self.x_embedder.grid(x.to(dtype))
         _, frames, rows, columns, _ = grid.shape
-        positions = self.pos_embed(
-            rows,
-            columns,
-            scale=math.sqrt(height[0].item() * width[0].item()) / self.config.input_sq_size,
-            base_size=round(math.sqrt(rows * columns)),
-            device=x.device,
-            dtype=grid.dtype,
-            frequency_dtype=dtype,
-        )
+        scale = math.sqrt(height[0].item() * width[0].item()) / self.config.input_sq_size
+        base_size = round(math.sqrt(rows * columns))
+        positions = self.pos_embed(rows, columns, scale, base_size, device=x.device, dtype=dtype)
         tokens = grid.flatten(2, 3) + positions
         meta = {name: tile_batch(value, batch) for name, value in numbers.items() if value is not None}
         if x_mask is not None:

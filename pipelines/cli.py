@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -244,7 +245,8 @@ def ui(s3_port: S3PortOption = None, mlflow_port: MlflowPortOption = None) -> No
         typer.echo(f"MLflow        {services.tracking_uri}")
         typer.echo(f"object store  {services.endpoint}  (for other programs: `source {path}`)")
         typer.echo("Ctrl-C ends both.")
-        signal.pause()
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

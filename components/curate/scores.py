@@ -62,7 +62,7 @@ class ShotScores:
 
 
 class FrameScorer:
-    """Takes the frames of one video in order, keeps about 1 KB for each, and sums them up per shot."""
+    """Takes the frames of one video in order, keeps about 1.5 KB for each, and sums them up per shot."""
 
     def __init__(self, long_side_px: int) -> None:
         self.long_side_px = long_side_px

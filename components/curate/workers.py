@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
+
+PARENT_CHECK_S = 1.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,13 +53,25 @@ def map_files(
 def _run(
     function: Callable[[Item], Result], items: Sequence[Item], indices: Sequence[int], workers: int
 ) -> Iterator[tuple[int, Result]]:
-    pool = ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=cv2.setNumThreads, initargs=(1,))
+    pool = ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         futures: dict[Future[Result], int] = {pool.submit(function, items[index]): index for index in indices}
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(parent: int) -> None:
+    cv2.setNumThreads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """A parent that was killed cannot stop its workers; they see that they were handed to another one."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_CHECK_S)
+    os._exit(1)
 
 
 def _run_alone(

@@ -21,9 +21,8 @@ from pipelines.config import load_run_config, preset_names
 from pipelines.dvc import final_checkpoint, write_configs
 from pipelines.ops import STAGES
 from tests.conftest import S3Server
-from tests.pipelines.test_runner import Finished, finished
+from tests.pipelines.conftest import Finished
 
-__all__ = ["finished"]
 ROOT = Path(__file__).resolve().parents[2]
 DVC = str(Path(sys.executable).with_name("dvc"))
 TRAINED = {"stage1", "stage2", "stage3"}

@@ -2,13 +2,10 @@
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +13,15 @@ import psutil
 import pytest
 from rich.console import Console
 
-from components import manifest, store, tables
+from components import manifest, tables
 from components.errors import KinoflowError
 from components.progress import append_event
-from pipelines.config import RunConfig, load_run_config
+from pipelines.config import load_run_config
 from pipelines.local.runner import RunError, RunRequest, run, run_folder
 from pipelines.local.services import Ports
 from pipelines.local.summary import Summary
 from tests.conftest import S3Server
-
-TINY = {
-    "num_threads": 1,
-    "demo_data": {"num_videos": 6, "num_images": 6, "seed": 0, "folder": "data"},
-    "autoencoder.steps": 40,
-    "stages.0.steps": 3,
-    "stages.1.steps": 2,
-    "stages.2.steps": 2,
-    "evaluate.sampling.num_inference_steps": 2,
-}
+from tests.pipelines.conftest import Finished
 
 
 @pytest.fixture
@@ -114,44 +102,6 @@ def test_one_run_of_a_name_at_a_time(project: Path) -> None:
 
 
 # --- one whole run, looked at from all sides --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A project with one finished run named `tiny`."""
-
-    project: Path
-    config: RunConfig
-    request: RunRequest
-    environment: dict[str, str]
-
-    @property
-    def folder(self) -> Path:
-        return self.project / "runs" / "tiny"
-
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
-
-    def digests(self) -> dict[str, str]:
-        """Manifest digest of every output below the root."""
-        keys = [item.key for item in store.list_objects(self.request.root) if item.key.endswith(manifest.NAME)]
-        prefixes = [key.rsplit("/", 1)[0] for key in keys]
-        return {prefix: manifest.load(store.join(self.request.root, prefix)).digest for prefix in prefixes}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
-    """A run with embedded services, as a person starts it; outputs on local paths, so that they can be looked at."""
-    project = tmp_path_factory.mktemp("finished")
-    (project / ".kinoflow").mkdir()
-    config = load_run_config("smoke", TINY)
-    (project / "tiny.yaml").write_text(config.model_dump_json(), encoding="utf-8")
-    environment = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "MLFLOW_", "KINOFLOW_"))}
-    command = [sys.executable, "-m", "pipelines.cli", "run", "-p", "tiny.yaml", "--name", "tiny", "--base",
-               str(project / "out")]  # fmt: skip
-    subprocess.run(command, cwd=project, env=environment, check=True)
-    request = RunRequest(config, str(project / "data" / "videos"), "tiny", str(project / "out"))
-    yield Finished(project, config, request, environment)
 
 
 @pytest.mark.slow

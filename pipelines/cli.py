@@ -145,6 +145,11 @@ def data(preset: PresetOption = "demo") -> None:
     folder = home_folder().parent / loaded.demo_data.folder
     made = make_demo_data(loaded.demo_data, folder)
     typer.echo(f"{'wrote' if made else 'already there:'} {folder}")
+    tracked = folder.parent / f"{folder.name}.dvc"
+    if tracked.is_file():
+        from pipelines.dvc import compare_with_version
+
+        typer.echo(compare_with_version(tracked))
 
 
 @app.command()

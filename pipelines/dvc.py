@@ -1,8 +1,10 @@
-"""What the stages in `dvc.yaml` need besides the components: config files and the checkpoint to go on from."""
+"""What DVC needs besides the components: config files, the checkpoint to go on from, the version of made data."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 from components import store
@@ -25,6 +27,33 @@ def write_configs(config: RunConfig, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.json")
         store.write_bytes(str(paths[-1]), f"{text}\n".encode())
     return paths
+
+
+def compare_with_version(tracked: Path) -> str:
+    """Say whether data are the version in their `.dvc` file; if they are, put them into DVC's cache.
+
+    Data that were made here, not pulled, are missing from the cache: DVC would call that a change.
+
+    Raises:
+        KinoflowError: DVC cannot tell, for example outside a git repository.
+    """
+    folder = tracked.with_suffix("")
+    changes = json.loads(_dvc(tracked.parent, "status", "--json", tracked.name)).get(tracked.name, [])
+    found = {state for change in changes for state in change.get("changed outs", {}).values()}
+    if found - {"not in cache"}:
+        return f"{folder} is another version than {tracked.name} says ({', '.join(sorted(found))})"
+    if found:
+        _dvc(tracked.parent, "commit", "--force", tracked.name)
+    return f"{folder} is the version in {tracked.name}"
+
+
+def _dvc(project: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    result = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = (result.stderr or result.stdout).strip().splitlines() or ["it said nothing"]
+        raise KinoflowError(f"`dvc {' '.join(arguments)}` failed: {lines[0].removeprefix('ERROR: ')}")
+    return result.stdout
 
 
 def final_checkpoint(stage: str) -> str:

@@ -32,8 +32,9 @@ def _checked(videos: str) -> str:
         return videos  # looked at once the store is known
     from components.ingest.sources import list_source
 
-    list_source(videos)
-    return str(Path(videos).resolve())
+    path = Path(videos).expanduser()
+    list_source(str(path))
+    return str(path.resolve())
 
 
 def make_demo_data(demo: DemoData, folder: Path) -> bool:

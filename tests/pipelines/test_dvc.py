@@ -18,7 +18,7 @@ import yaml
 from components import manifest
 from components.errors import KinoflowError
 from pipelines.config import load_run_config, preset_names
-from pipelines.dvc import final_checkpoint, write_configs
+from pipelines.dvc import compare_with_version, final_checkpoint, write_configs
 from pipelines.ops import STAGES
 from tests.conftest import S3Server
 from tests.pipelines.conftest import Finished
@@ -164,7 +164,24 @@ def test_data_travel_over_an_s3_remote(project: Path, s3_server: S3Server) -> No
     assert json.loads(dvc(project, "status", "data.dvc", "--json")) == {}
 
 
-@pytest.mark.skipif(not (ROOT / "data.dvc").exists(), reason="the demo's data have no version yet")
+def test_made_data_are_compared_with_their_version(project: Path) -> None:
+    (project / "data").mkdir()
+    (project / "data" / "a.txt").write_text("one\n", encoding="utf-8")
+    dvc(project, "add", "data")
+    recorded = (project / "data.dvc").read_bytes()
+    shutil.rmtree(project / ".dvc" / "cache")
+    assert compare_with_version(project / "data.dvc") == f"{project}/data is the version in data.dvc"
+    assert json.loads(dvc(project, "status", "data.dvc", "--json")) == {}
+    (project / "data" / "a.txt").write_text("two\n", encoding="utf-8")
+    assert (
+        compare_with_version(project / "data.dvc") == f"{project}/data is another version than data.dvc says (modified)"
+    )
+    assert (project / "data.dvc").read_bytes() == recorded
+    (project / "broken.dvc").write_text("outs: 7", encoding="utf-8")
+    with pytest.raises(KinoflowError, match=r"`dvc status --json broken\.dvc` failed"):
+        compare_with_version(project / "broken.dvc")
+
+
 @pytest.mark.slow
 def test_made_data_have_the_version_that_is_recorded(project: Path) -> None:
     shutil.copyfile(ROOT / "data.dvc", project / "data.dvc")

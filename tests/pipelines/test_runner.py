@@ -121,7 +121,8 @@ class TestFinishedRun:
         assert [stage.parent_checkpoint for stage in summary.stages] == [None, *checkpoints[:-1]]
         assert summary.mlflow.experiment == "kinoflow"
         assert summary.mlflow.parent_run_id
-        assert all(stage.mlflow_run_id for stage in summary.stages)
+        run_ids = [stage.mlflow_run_id for stage in summary.stages if stage.mlflow_run_id]
+        assert run_ids and len(set(run_ids)) == len(run_ids)
 
     def test_every_task_received_what_was_intended(self, finished: Finished) -> None:
         received = {e["node"]: e["inputs"] for e in finished.events() if e.get("state") == "running"}
@@ -165,6 +166,16 @@ class TestFinishedRun:
         command = [sys.executable, "-m", "pipelines.cli", "verify", finished.request.root]
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert int(shown.split()[0]) >= 7
+
+    def test_its_name_is_enough_to_generate(self, finished: Finished) -> None:
+        command = [sys.executable, "-m", "pipelines.cli", "generate", "a red circle", "a square", "--checkpoint",
+                   "tiny", "--out", "made", "--num-inference-steps", "2", "--height", "32", "--width=32"]  # fmt: skip
+        shown = subprocess.run(
+            command, cwd=finished.project, env=finished.environment, capture_output=True, text=True, check=True
+        ).stdout
+        paths = [finished.project / line for line in shown.splitlines()]
+        assert [path.suffix for path in paths] == [".mp4", ".mp4"]
+        assert all(path.stat().st_size > 0 for path in paths)
 
     def test_clips_of_the_table_are_those_of_the_summary(self, finished: Finished, tmp_path: Path) -> None:
         manifest.fetch(f"{finished.request.root}/curate", tmp_path, ["clips.parquet"])

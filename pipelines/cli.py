@@ -71,6 +71,9 @@ def run(
     name = name or config.preset
     run_folder(home, name)
     source = resolve_source(config, videos, home.parent)
+    if videos is not None:  # only the made videos have a truth to compare with
+        evaluation = config.evaluate.model_copy(update={"measure_shapes": False})
+        config = config.model_copy(update={"evaluate": evaluation})
     request = RunRequest(config, source, name, base.rstrip("/"), experiment, dataset_digest(source))
     run_graph(request, home, Ports(s3_port, mlflow_port), _console())
 

@@ -58,15 +58,15 @@ def run(settings: Settings) -> list[Figure]:
 def measure_shape(config: STDiT2Config, shape: Shape, matmul_side: int, settings: Settings) -> list[Figure]:
     """All ratios at one batch shape."""
     network, inputs = ours(config, shape)
-    latte, latte_inputs = peer(config, shape)
+    other, other_inputs = peer(config, shape)
     cases: dict[str, Callable[[], object]] = {
         "ours": lambda: step(network, inputs),
-        "peer": lambda: step(latte, latte_inputs),
+        "peer": lambda: step(other, other_inputs),
         "matmul": lambda: matmul(matmul_side, torch.float32),
     }
     if has_bf16():
         cases["ours bf16"] = lambda: step(network, inputs, bf16=True)
-        cases["peer bf16"] = lambda: step(latte, latte_inputs, bf16=True)
+        cases["peer bf16"] = lambda: step(other, other_inputs, bf16=True)
         cases["matmul bf16"] = lambda: matmul(matmul_side, torch.bfloat16)
     if settings.compiled:
         compiled, _ = ours(config, shape, compile_blocks=True)
@@ -124,7 +124,7 @@ def peer(config: STDiT2Config, shape: Shape) -> tuple[nn.Module, dict[str, Tenso
 
 def latte(config: STDiT2Config, shape: Shape) -> nn.Module:
     """`diffusers`' Latte, set as its released weights are but for the sizes."""
-    return LatteTransformer3DModel(  # type: ignore[no-any-return, no-untyped-call]
+    return LatteTransformer3DModel(  # type: ignore[no-untyped-call, return-value]
         num_attention_heads=config.num_heads,
         attention_head_dim=config.head_dim,
         in_channels=config.in_channels,

@@ -52,8 +52,8 @@ class ClassifierFreeGuidance:
         text_features: (N, M, Cy) or (N, 1, M, Cy), of the prompts.
         text_mask: (N, M); the null half uses the prompt's mask too, as in training.
         scale: guidance scale; 1 follows the prompt unguided.
-        cfg_channel: how many leading output channels are guided; None = half of them, all noise channels.
-            Open-Sora 1.1's configurations guide 3 of 4.
+        cfg_channel: how many leading output channels are guided; None = as many as the latents have, all that is
+            predicted but sigma. Open-Sora 1.1's configurations guide 3 of 4.
         null_features: (M', Cy) or (N, M, Cy), text to steer away from; None = the network's own null text,
             `network.y_embedder.y_embedding`.
         clip_info: num_frames, height, width, ar and fps, each (N,).
@@ -94,7 +94,8 @@ class ClassifierFreeGuidance:
         seen = [None if value is None else torch.cat([value[:count]] * 2) for value in (x, timesteps, x_mask)]
         x_both, timesteps_both, x_mask_both = seen
         assert x_both is not None and timesteps_both is not None
-        guided = guide(self._denoise(x_both, timesteps_both, x_mask_both), self.scale, self.cfg_channel)
+        cfg_channel = x.shape[1] if self.cfg_channel is None else self.cfg_channel
+        guided = guide(self._denoise(x_both, timesteps_both, x_mask_both), self.scale, cfg_channel)
         return guided[: x.shape[0]]
 
 

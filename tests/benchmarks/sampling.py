@@ -69,7 +69,7 @@ def sampler(network: STDiT2, denoise: Denoiser, batch: int, steps: int) -> Calla
 def one_pass(network: STDiT2, batch: int, scale: float) -> Denoiser:
     """Conditional and null text in one batch of twice the size, as the product samples."""
     features, info = conditions(network, batch)
-    return ClassifierFreeGuidance(network, features, scale=scale, cfg_channel=network.config.in_channels, **info)
+    return ClassifierFreeGuidance(network, features, scale=scale, **info)
 
 
 def two_passes(network: STDiT2, batch: int, scale: float) -> Denoiser:

@@ -55,6 +55,18 @@ def test_guided_channels_match_the_reference() -> None:
         torch.testing.assert_close(guided, t[f"out.channel_{channel}.scale_{scale}"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("with_sigma", [True, False])
+def test_all_channels_but_sigma_are_guided(with_sigma: bool) -> None:
+    def network(x: Tensor, timestep: Tensor, y: Tensor, mask: Tensor | None, x_mask: Tensor | None) -> Tensor:
+        predicted = y[:, :, 0, 0, None, None, None].expand_as(x)
+        return torch.cat([predicted, predicted], dim=1) if with_sigma else predicted
+
+    denoise = ClassifierFreeGuidance(network, torch.ones(2, 1, 1), scale=3.0, null_features=torch.zeros(1, 1))
+    guided = denoise(torch.zeros(2, 4, 1, 2, 2), torch.zeros(2))
+    torch.testing.assert_close(guided[:, :4], torch.full((2, 4, 1, 2, 2), 3.0))
+    torch.testing.assert_close(guided[:, 4:], torch.ones_like(guided[:, 4:]))
+
+
 def test_both_halves_see_the_first_half() -> None:
     _, t = load_case("iddpm_cfg")
     seen: list[Tensor | None] = []

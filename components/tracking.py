@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections import deque
@@ -72,7 +74,7 @@ class Tracker:
         """Record a dataset the run reads; `context` is "training" or "evaluation"."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Attach a local file (it must stay until the tracker is closed)."""
+        """Attach a local file as it is now."""
 
     def register_model(self, name: str, source: str, alias: str, tags: Mapping[str, str]) -> None:
         """Make the checkpoint at `source` a version of the registered model and give it the alias."""
@@ -99,6 +101,7 @@ class MlflowTracker(Tracker):
         self._warned = False
         self._retry_at_s = 0.0
         self._sampler = SystemSampler() if system_metrics else None
+        self._attachments = tempfile.TemporaryDirectory(prefix="kinoflow-")
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -128,7 +131,14 @@ class MlflowTracker(Tracker):
 
     @override
     def log_artifact(self, path: Path, folder: str = "") -> None:
-        self._operations.append(lambda client, run_id: client.log_artifact(run_id, str(path), folder or None))
+        # a copy, because it is sent later and the caller's folder may be gone by then
+        kept = Path(tempfile.mkdtemp(dir=self._attachments.name)) / path.name
+        try:
+            shutil.copyfile(path, kept)
+        except OSError as error:
+            logger.warning("%s is not attached to the run %r: %s.", path, self._task, error.strerror)
+            return
+        self._operations.append(lambda client, run_id: client.log_artifact(run_id, str(kept), folder or None))
 
     @override
     def register_model(self, name: str, source: str, alias: str, tags: Mapping[str, str]) -> None:
@@ -142,6 +152,7 @@ class MlflowTracker(Tracker):
         left = len(self._metrics) + len(self._operations)
         if left or self._thread.is_alive():
             logger.warning("%d records of the run %r were not sent to MLflow.", left, self._task)
+        self._attachments.cleanup()
 
     # --- the background thread -----------------------------------------------------------------------------
 

@@ -6,12 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
-import polars as pl
 import torch
 from torch import Tensor
 
-from components.errors import KinoflowError
+from components.plan_file import PlanFile
 from components.shards import ShardReader
 from model.batch import Batch
 
@@ -21,24 +19,19 @@ class BatchReader:
 
     Args:
         directory: local copy of a bucket output (its index and the shards the plan needs).
-        plan: rows of `tables.PLAN`, sorted by batch and slot.
+        plan: What each batch holds.
 
     Raises:
-        KinoflowError: there is no readable index, or the plan's batches are not numbered 0, 1, 2, ...
+        KinoflowError: there is no readable index.
     """
 
-    def __init__(self, directory: Path, plan: pl.DataFrame) -> None:
+    def __init__(self, directory: Path, plan: PlanFile) -> None:
         self._plan = plan
         self._shards = ShardReader(directory)
-        numbers = plan["batch"].to_numpy()
-        self._starts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        self._ends = np.append(self._starts[1:], len(numbers))
-        if not np.array_equal(numbers[self._starts], np.arange(len(self._starts))):
-            raise KinoflowError("The plan's batches are not numbered 0, 1, 2, ...; make the bucket output again.")
 
     def __len__(self) -> int:
         """Number of batches."""
-        return len(self._starts)
+        return len(self._plan)
 
     def __enter__(self) -> Self:
         """The reader itself."""
@@ -56,7 +49,7 @@ class BatchReader:
         Raises:
             KinoflowError: the plan is shorter, or a tensor is missing or damaged.
         """
-        rows = self._rows(index)
+        rows = self._plan.rows(index)
         latents = torch.stack([self._shards.get(key) for key in rows["latent_key"]])
         text_features, text_mask = pad_text([self._shards.get(key) for key in rows["text_key"]])
         first = rows.row(0, named=True)
@@ -72,12 +65,7 @@ class BatchReader:
 
     def resolution(self, index: int) -> str:
         """Name of the batch's resolution, for example "240p"."""
-        return str(self._rows(index)["resolution"][0])
-
-    def _rows(self, index: int) -> pl.DataFrame:
-        if not 0 <= index < len(self):
-            raise KinoflowError(f"The plan holds {len(self)} batches; there is no batch {index}.")
-        return self._plan[int(self._starts[index]) : int(self._ends[index])]
+        return self._plan.shape(index).resolution
 
 
 def pad_text(features: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -111,6 +111,10 @@ class StagePlanConfig(Section):
     steps: int = Field(gt=0, description="Optimizer steps.")
 
 
+Draws = Literal["opensora-1.1", "fast"]
+"""What draws are made with: NumPy's generator, seeded for each, as Open-Sora 1.1 does; or SplitMix64."""
+
+
 class BucketConfig(Section):
     """Plans for every stage, the two encoders, and what they encode."""
 
@@ -125,6 +129,12 @@ class BucketConfig(Section):
     )
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     world_size: int = Field(1, ge=1, description="Ranks of a training stage: batches planned per step.")
+    cost_group: int | None = Field(
+        None, ge=1, description="Batches of equal cost after one another, for as many ranks; one step's when absent."
+    )
+    draws: Draws = Field(
+        "opensora-1.1", description="Coins and crops from NumPy's generator as in Open-Sora 1.1, or twice as fast."
+    )
     crops_per_clip: int | None = Field(2, ge=1, description="Distinct temporal crops per clip; no limit when absent.")
     eval_batches_per_bucket: int = Field(2, ge=1, description="Held-out batches kept for each bucket.")
     shard_size_bytes: int = Field(64 << 20, ge=1 << 16, description="A shard is closed above this size.")

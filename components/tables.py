@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import polars as pl
@@ -54,6 +55,7 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "height": pl.Int32,
     "caption": pl.String,  # cleaned
     "caption_origin": pl.String,
+    "caption_sha256": pl.String,  # `caption_digest` of the caption: equal captions share their text features
     "motion": pl.Float64,
     "sharpness": pl.Float64,
     "brightness": pl.Float64,
@@ -93,6 +95,17 @@ def frame(rows: list[dict[str, object]], schema: dict[str, pl.DataType | type[pl
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
 
 
+def caption_digest(caption: str) -> str:
+    """SHA-256 (32 hex digits) of a caption's text."""
+    return hashlib.sha256(caption.encode()).hexdigest()[:32]
+
+
+def with_caption_digests(clips: pl.DataFrame) -> pl.DataFrame:
+    """Clips with `caption_sha256` filled; no caption counts as an empty one."""
+    digests = [caption_digest(caption or "") for caption in clips["caption"]]
+    return clips.with_columns(pl.Series("caption_sha256", digests, dtype=pl.String))
+
+
 def write(table: pl.DataFrame, path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> None:
     """Write a table whose columns and types are exactly the schema's; the same rows give the same bytes."""
     if dict(table.schema) != dict(pl.Schema(schema)):
@@ -104,10 +117,19 @@ def write(table: pl.DataFrame, path: Path, schema: dict[str, pl.DataType | type[
 def read(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
     """Read a table and check that its columns and types are the schema's."""
     try:
-        table = pl.read_parquet(path)
+        return scan(path, schema).select(list(schema)).collect()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise KinoflowError(f"{path} is not a readable Parquet table: {error}.") from error
-    wrong = [name for name, kind in pl.Schema(schema).items() if table.schema.get(name) != kind]
-    if wrong or len(table.columns) != len(schema):
+
+
+def scan(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.LazyFrame:
+    """A table to read in part, its columns and types checked to be the schema's."""
+    try:
+        table = pl.scan_parquet(path)
+        found = table.collect_schema()
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise KinoflowError(f"{path} is not a readable Parquet table: {error}.") from error
+    wrong = [name for name, kind in pl.Schema(schema).items() if found.get(name) != kind]
+    if wrong or len(found) != len(schema):
         raise KinoflowError(f"{path} does not have the expected columns (differs in {', '.join(wrong) or 'extra'}).")
-    return table.select(list(schema))
+    return table

@@ -5,6 +5,7 @@ keeps a clip at a resolution with a probability and otherwise offers it to the n
 `default_rng(seed + pair index).random()`, so a choice depends on nothing but the clip's seed and the table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,9 +18,14 @@ from model.aspect import RESOLUTIONS, CustomResolution, Resolution, nearest_aspe
 from model.pcg64 import first_uniform
 
 Int64 = NDArray[np.int64]
+UniformDraws = Callable[[NDArray[np.uint64]], NDArray[np.float64]]
+"""One draw in [0, 1) for each of many seeds."""
 
 MIN_PIXEL_SHARE = 0.8
 """Share of a resolution's nominal pixel count from which a clip qualifies for it (slight upsampling is allowed)."""
+
+_EXTREME_RATIO = 2.0**30
+"""Height / width from which distances to different keys may round to the same number."""
 
 _CHUNK_ROWS = 16384
 """Rows handled at once: their intermediate arrays stay in the processor's cache."""
@@ -180,7 +186,13 @@ class BucketChoice:
 
 
 def choose_buckets(
-    table: BucketTable, num_frames: ArrayLike, height: ArrayLike, width: ArrayLike, seeds: ArrayLike
+    table: BucketTable,
+    num_frames: ArrayLike,
+    height: ArrayLike,
+    width: ArrayLike,
+    seeds: ArrayLike,
+    *,
+    uniform: UniformDraws = first_uniform,
 ) -> BucketChoice:
     """`choose_bucket` for N clips at once, equal to it row by row.
 
@@ -190,32 +202,60 @@ def choose_buckets(
         height: (N,) in pixels, after rotation.
         width: (N,) in pixels, after rotation.
         seeds: (N,) the rows' seeds in this epoch, in [0, 2**64 - number of pairs).
+        uniform: The coin of a seed; Open-Sora 1.1's unless another is given.
 
     Raises:
         ValueError: Arrays of different lengths, values that are no integers, or negative ones.
     """
     columns = {"num_frames": num_frames, "height": height, "width": width, "seeds": seeds}
-    frames, heights, widths, seed_words = (_column(name, values) for name, values in columns.items())
-    lengths = {len(frames), len(heights), len(widths), len(seed_words)}
+    arrays = [_column(name, values) for name, values in columns.items()]
+    lengths = {len(array) for array in arrays}
     if len(lengths) > 1:
         raise ValueError(f"num_frames, height, width and seeds differ in length: {sorted(lengths)}")
-    if len(seed_words) and int(seed_words.max()) >= 2**64 - len(table.pairs):
+    if len(arrays[3]) and int(arrays[3].max()) >= 2**64 - len(table.pairs):
         raise ValueError("seeds must stay below 2**64 minus the number of (resolution, frames) pairs")
     offers = _offers(table)
-    index = np.full(len(frames), -1, dtype=np.int32)
-    for start in range(0, len(frames), _CHUNK_ROWS):
+    index = np.full(len(arrays[0]), -1, dtype=np.int32)
+    for start in range(0, len(index), _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
-        _choose_chunk(offers, frames[rows], heights[rows], widths[rows], seed_words[rows], index[rows])
+        _choose_chunk(offers, _Chunk(*(array[rows].astype(np.uint64) for array in arrays)), uniform, index[rows])
     return BucketChoice(table, index)
 
 
-def _column(name: str, values: ArrayLike) -> NDArray[np.uint64]:
+def _column(name: str, values: ArrayLike) -> NDArray[np.integer]:
     column = np.asarray(values)
     if column.ndim != 1 or (column.size and column.dtype.kind not in "iu"):
         raise ValueError(f"{name} must be one dimension of integers, got {column.dtype} with shape {column.shape}")
     if column.dtype.kind == "i" and column.size and int(column.min()) < 0:
         raise ValueError(f"{name} holds a negative number ({int(column.min())})")
-    return column.astype(np.uint64)
+    return column
+
+
+class _Aspects:
+    """Aspect keys of one resolution, to be found by height / width.
+
+    Args:
+        ratios: Of the keys, in the order of the resolution's table.
+    """
+
+    def __init__(self, ratios: list[float]) -> None:
+        self._table = np.array(ratios)
+        # Equal ratios keep the table's order, so the first of them is found.
+        self._ascending, self._index = np.unique(self._table, return_index=True)
+
+    def nearest(self, ratio: NDArray[np.float64]) -> Int64:
+        """(n,) position of the nearest key in the table; the first of two that are equally near."""
+        last = len(self._ascending) - 1
+        above = np.clip(np.searchsorted(self._ascending, ratio), min(1, last), last)
+        below = np.maximum(above - 1, 0)
+        above_index, below_index = self._index[above], self._index[below]
+        to_above, to_below = np.abs(self._ascending[above] - ratio), np.abs(self._ascending[below] - ratio)
+        nearest: Int64 = np.where(
+            (to_below < to_above) | ((to_below == to_above) & (below_index < above_index)), below_index, above_index
+        )
+        extreme = np.flatnonzero(~(ratio < _EXTREME_RATIO))
+        nearest[extreme] = np.abs(self._table - ratio[extreme, None]).argmin(axis=1)
+        return nearest
 
 
 @dataclass(frozen=True)
@@ -229,7 +269,7 @@ class _Offer:
         image_pair: Pair index of the image bucket, or -1.
         keep_prob: (P,) by pair index.
         first_bucket: (P,) index of a pair's first triple, by pair index.
-        ratios: (K,) height / width of each aspect key.
+        aspects: The resolution's aspect keys.
     """
 
     min_pixels: float
@@ -238,7 +278,7 @@ class _Offer:
     image_pair: int
     keep_prob: NDArray[np.float64]
     first_bucket: Int64
-    ratios: NDArray[np.float64]
+    aspects: _Aspects
 
 
 def _offers(table: BucketTable) -> list[_Offer]:
@@ -257,42 +297,44 @@ def _offers(table: BucketTable) -> list[_Offer]:
                 image_pair=index_of.get((resolution.name, 1), -1),
                 keep_prob=keep_prob,
                 first_bucket=first_bucket,
-                ratios=np.array([float(aspect) for aspect in resolution.sizes]),
+                aspects=_Aspects([float(aspect) for aspect in resolution.sizes]),
             )
         )
     return offers
 
 
-def _choose_chunk(
-    offers: list[_Offer],
-    num_frames: NDArray[np.uint64],
-    height: NDArray[np.uint64],
-    width: NDArray[np.uint64],
-    seeds: NDArray[np.uint64],
-    index: NDArray[np.int32],
-) -> None:
-    """Writes the chosen triples into `index` (N,), which comes in as -1."""
-    num_pixels = height.astype(np.float64) * width
+class _Chunk(NamedTuple):
+    """Some rows of the clips, (n,) each."""
+
+    num_frames: NDArray[np.uint64]
+    height: NDArray[np.uint64]
+    width: NDArray[np.uint64]
+    seeds: NDArray[np.uint64]
+
+
+def _choose_chunk(offers: list[_Offer], clips: _Chunk, uniform: UniformDraws, index: NDArray[np.int32]) -> None:
+    """Writes the chosen triples into `index` (n,), which comes in as -1."""
+    num_pixels = clips.height.astype(np.float64) * clips.width
     open_rows = np.arange(len(index))
     for offer in offers:
         rows = open_rows[num_pixels[open_rows] >= offer.min_pixels]
-        frames = num_frames[rows]
+        frames = clips.num_frames[rows]
         pair = offer.pairs[np.searchsorted(offer.thresholds, frames, side="left")]
         pair[frames == 1] = offer.image_pair
         rows, pair = rows[pair >= 0], pair[pair >= 0]
-        kept = _keep(offer.keep_prob[pair], seeds[rows], pair)
+        kept = _keep(offer.keep_prob[pair], clips.seeds[rows], pair, uniform)
         rows, pair = rows[kept], pair[kept]
-        ratio = height[rows] / width[rows]
-        aspect = np.abs(offer.ratios - ratio[:, None]).argmin(axis=1)
-        index[rows] = offer.first_bucket[pair] + aspect
+        index[rows] = offer.first_bucket[pair] + offer.aspects.nearest(clips.height[rows] / clips.width[rows])
         open_rows = open_rows[index[open_rows] < 0]
 
 
-def _keep(keep_prob: NDArray[np.float64], seeds: NDArray[np.uint64], pair: Int64) -> NDArray[np.bool_]:
+def _keep(
+    keep_prob: NDArray[np.float64], seeds: NDArray[np.uint64], pair: Int64, uniform: UniformDraws
+) -> NDArray[np.bool_]:
     """(n,) whether each row's coin keeps it; certain outcomes toss no coin."""
     kept = keep_prob >= 1.0
     uncertain = np.flatnonzero((keep_prob > 0.0) & ~kept)
-    coins = first_uniform(seeds[uncertain] + pair[uncertain].astype(np.uint64))
+    coins = uniform(seeds[uncertain] + pair[uncertain].astype(np.uint64))
     kept[uncertain] = coins < keep_prob[uncertain]
     return kept
 

@@ -22,6 +22,8 @@ _PCG_MULTIPLIER_HIGH, _PCG_MULTIPLIER_LOW = np.uint64(0x2360ED051FC65DA4), np.ui
 _LOW_32 = np.uint64(0xFFFFFFFF)
 _SHIFT_16 = np.uint32(16)
 _SHIFT_32 = np.uint64(32)
+_CHUNK_ROWS = 16384
+"""Seeds handled at once: the intermediate arrays stay in the processor's cache."""
 
 
 def first_uniform(seeds: NDArray[Any]) -> NDArray[np.float64]:
@@ -33,8 +35,12 @@ def first_uniform(seeds: NDArray[Any]) -> NDArray[np.float64]:
     Returns:
         (N,) float64 in [0, 1).
     """
-    state, increment = _pcg64_seed(_seed_sequence_words(seeds.astype(np.uint64)))
-    return _pcg64_uniform(_pcg64_step(state, increment))
+    draws = np.empty(len(seeds), dtype=np.float64)
+    for start in range(0, len(seeds), _CHUNK_ROWS):
+        rows = slice(start, start + _CHUNK_ROWS)
+        state, increment = _pcg64_seed(_seed_sequence_words(seeds[rows].astype(np.uint64)))
+        draws[rows] = _pcg64_uniform(_pcg64_step(state, increment))
+    return draws
 
 
 def _hash_constants(start: int, multiplier: int, count: int) -> list[tuple[np.uint32, np.uint32]]:

@@ -1,7 +1,7 @@
 """Bucket: kept clips become a plan for every training stage, and everything the plans need is encoded once.
 
-The published prefix holds `plan-<stage>.parquet` and `eval-<stage>.parquet` (`tables.PLAN`), the shards of latents and
-text features (`components.shards`), and the two frozen encoders they were made with.
+The published prefix holds `plan-<stage>.safetensors` and `eval-<stage>.safetensors` (`components.plan_file`), the
+shards of latents and text features (`components.shards`), and the two frozen encoders they were made with.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from components import manifest, tables
+from components.bucket.clips import Clips
 from components.bucket.encode import encode_captions, encode_windows, unique_windows
 from components.bucket.encoders import EncoderSources, make_autoencoder, make_text_encoder
-from components.bucket.plan import Clips, plan_evaluation, plan_training
+from components.bucket.plan import plan_evaluation, plan_training
 from components.config import BucketConfig, StagePlanConfig
 from components.errors import KinoflowError
+from components.plan_file import PlanFile, held_out_plan, training_plan
 from components.shards import ShardWriter
 from model.geometry import VAE_STRIDE
 
@@ -68,16 +70,6 @@ class BucketReport(DatasetFacts):
     """What was planned and encoded, and the digest of the manifest that vouches for it."""
 
     manifest_digest: str
-
-
-def plan_file(stage: str) -> str:
-    """Name of a stage's training plan below the prefix."""
-    return f"plan-{stage}.parquet"
-
-
-def eval_file(stage: str) -> str:
-    """Name of a stage's held-out plan below the prefix."""
-    return f"eval-{stage}.parquet"
 
 
 def bucket(config: BucketConfig, clips: str, objects: str, out: str) -> BucketReport:
@@ -142,15 +134,17 @@ def _kept_clips(clips: str, directory: Path) -> pl.DataFrame:
     return kept
 
 
-def plan_stage(config: BucketConfig, stage: StagePlanConfig, kept: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+def plan_stage(
+    config: BucketConfig, stage: StagePlanConfig, train: Clips, held_out: Clips
+) -> tuple[PlanFile, PlanFile]:
     """Training plan and held-out plan of one stage.
 
     Args:
-        config: Seed, ranks and limits.
+        config: Seed, batches of a step and limits.
         stage: Its bucket table and steps.
-        kept: Kept clips with the columns of `tables.CLIPS`.
+        train: Kept clips to train on.
+        held_out: Kept clips to evaluate on.
     """
-    train, held_out = (Clips.of(kept.filter(pl.col("split") == split), config.seed) for split in ("train", "eval"))
     plan = plan_training(
         train,
         stage.buckets,
@@ -158,6 +152,7 @@ def plan_stage(config: BucketConfig, stage: StagePlanConfig, kept: pl.DataFrame)
         seed=config.seed,
         num_batches=stage.steps * config.world_size,
         crops_per_clip=config.crops_per_clip,
+        cost_group=config.cost_group or config.world_size,
     )
     return plan, plan_evaluation(held_out, stage.buckets, batches_per_bucket=config.eval_batches_per_bucket)
 
@@ -166,11 +161,12 @@ def _make(
     config: BucketConfig, kept: pl.DataFrame, objects: str, sources: EncoderSources, directory: Path
 ) -> DatasetFacts:
     """Fill `directory` with plans, encoders and shards."""
-    plans = {stage.name: plan_stage(config, stage, kept) for stage in config.stages}
+    sides = [Clips.of(kept.filter(pl.col("split") == split), config.seed, config.draws) for split in ("train", "eval")]
+    plans = {stage.name: plan_stage(config, stage, *sides) for stage in config.stages}
     for name, (plan, held_out) in plans.items():
-        tables.write(plan, directory / plan_file(name), tables.PLAN)
-        tables.write(held_out, directory / eval_file(name), tables.PLAN)
-    intervals = [(part, stage.buckets.frame_interval) for stage in config.stages for part in plans[stage.name]]
+        plan.save(directory / training_plan(name))
+        held_out.save(directory / held_out_plan(name))
+    intervals = [(part.windows(), part.frame_interval) for pair in plans.values() for part in pair]
     windows = unique_windows(intervals, kept)
     captions = [caption or "" for caption in kept["caption"]]
     train_captions = [caption or "" for caption in kept.filter(pl.col("split") == "train")["caption"]]
@@ -197,22 +193,15 @@ def _make(
     )
 
 
-def _summary(plan: pl.DataFrame, held_out: pl.DataFrame, train_clips: int) -> StageSummary:
-    clips_used = plan["clip_id"].n_unique()
+def _summary(plan: PlanFile, held_out: PlanFile, train_clips: int) -> StageSummary:
     return StageSummary(
-        batches=plan["batch"].n_unique(),
-        samples=len(plan),
-        epochs=plan["epoch"].n_unique(),
-        clips_used=clips_used,
-        clips_unused=train_clips - clips_used,
-        eval_batches=held_out["batch"].n_unique(),
-        eval_samples=len(held_out),
-        samples_per_bucket=_per_bucket(plan),
-        eval_samples_per_bucket=_per_bucket(held_out),
+        batches=len(plan),
+        samples=plan.num_samples,
+        epochs=plan.num_epochs,
+        clips_used=plan.num_clips,
+        clips_unused=train_clips - plan.num_clips,
+        eval_batches=len(held_out),
+        eval_samples=held_out.num_samples,
+        samples_per_bucket=plan.samples_per_bucket,
+        eval_samples_per_bucket=held_out.samples_per_bucket,
     )
-
-
-def _per_bucket(plan: pl.DataFrame) -> dict[str, int]:
-    """Samples by "resolution/frames/aspect"."""
-    names = plan.select(pl.format("{}/{}/{}", "resolution", "num_frames", "aspect")).to_series().to_list()
-    return dict(sorted(Counter(names).items()))

@@ -24,8 +24,8 @@ from einops import rearrange
 from torch import Tensor
 
 from components import manifest, progress, store
-from components.bucket.plan import text_key
 from components.errors import KinoflowError
+from components.plan_file import text_key
 from components.shards import ShardWriter
 from components.video import Frames, UnreadableMedia, decode_frames, resize_crop
 from model.autoencoder import Autoencoder

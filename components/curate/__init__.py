@@ -109,7 +109,7 @@ def _clips(config: CurateConfig, videos: pl.DataFrame, objects: str) -> pl.DataF
             task.advance(note=repr(tasks[index].video["path"]))
     table = tables.frame(rows, tables.CLIPS).sort("clip_id")
     decided = apply_rules(table, config.rules, caption_required=config.captions.required)
-    return assign_split(decided, config.seed, config.eval_share)
+    return tables.with_caption_digests(assign_split(decided, config.seed, config.eval_share))
 
 
 def _require_captions(config: CurateConfig, videos: str, table: pl.DataFrame) -> None:

@@ -6,13 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from components import tables
 from components.batches import BatchReader
 from components.generation import Bundle
+from components.plan_file import PlanFile, held_out_plan
 from model.process import build_process
 from model.sampling import TextConditionedDenoiser
 
@@ -48,7 +47,7 @@ def held_out_losses(
         seed: of the noise, which is the same for every checkpoint evaluated with it.
         on_batch: called after each batch.
     """
-    plan = tables.read(data / f"eval-{stage}.parquet", tables.PLAN)
+    plan = PlanFile.open(data / held_out_plan(stage))
     process = build_process(bundle.diffusion)
     steps = timesteps_of(timesteps)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
@@ -80,4 +79,4 @@ def held_out_losses(
 
 def num_held_out_batches(data: Path, stage: str) -> int:
     """How many batches the evaluation plan of a stage has."""
-    return int(pl.read_parquet(data / f"eval-{stage}.parquet", columns=["batch"])["batch"].n_unique())
+    return len(PlanFile.open(data / held_out_plan(stage)))

@@ -19,6 +19,7 @@ from components.batches import BatchReader
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.manifest import Manifest
+from components.plan_file import PlanFile, training_plan
 from components.shards import INDEX, INDEX_FILE
 from components.tracking import Tracker, open_tracker
 from components.train.checkpoints import KIND, StageCheckpoints
@@ -161,24 +162,22 @@ class _Stage:
 
     def _open_batches(self, folder: Path) -> BatchReader:
         """Copy the stage's plan and the shards it names, and check that they are what this stage needs."""
-        name = f"plan-{self.config.name}.parquet"
+        name = training_plan(self.config.name)
         if name not in self.dataset.files:
             raise KinoflowError(f"{self.data} holds no plan for the stage {self.config.name!r}; bucket it first.")
         manifest.fetch(self.data, folder, [name, INDEX_FILE])
-        plan = tables.read(folder / name, tables.PLAN)
+        plan = PlanFile.open(folder / name)
         wanted = self.config.steps * self.ranks.world_size
-        planned = plan["batch"].n_unique()
-        if planned < wanted:
+        if len(plan) < wanted:
             raise KinoflowError(
-                f"The plan of {self.data} for the stage {self.config.name!r} holds {planned} batches, training needs "
+                f"The plan of {self.data} for the stage {self.config.name!r} holds {len(plan)} batches, training needs "
                 f"{wanted} ({self.config.steps} steps of {self.ranks.world_size} processes); bucket again for that."
             )
         if self.config.masks is not None:
-            for num_frames in plan["num_frames"].unique():
+            for num_frames in plan.num_frames:
                 self.config.masks.check_num_frames(num_frames)
-        keys = pl.concat([plan["latent_key"], plan["text_key"].alias("latent_key")]).unique()
         index = tables.read(folder / INDEX_FILE, dict(INDEX))
-        shards = index.filter(pl.col("key").is_in(keys.implode()))["shard"].unique().sort()
+        shards = index.filter(pl.col("key").is_in(plan.keys(0, wanted)))["shard"].unique().sort()
         manifest.fetch(self.data, folder, shards.to_list())
         return BatchReader(folder, plan)
 

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from components import manifest, tables
-from components.bucket import BucketReport, bucket, eval_file, plan_file
+from components.bucket import BucketReport, bucket
 from components.bucket.encode import prefetched, read_windows, to_pixels, unique_windows
-from components.bucket.plan import text_key
 from components.config import BucketConfig
 from components.errors import KinoflowError
+from components.plan_file import PlanFile, held_out_plan, text_key, training_plan
 from components.shards import ShardReader
 from components.video import write_image, write_video
 from model.autoencoder import fit_autoencoder, load_autoencoder
@@ -114,7 +114,8 @@ def image_row(root: Path, number: int, split: str) -> dict[str, object]:
 
 def publish_clips(out: Path, rows: list[dict[str, object]]) -> str:
     with manifest.publish(str(out), "clips", config={}, inputs={}) as publication:
-        tables.write(tables.frame(rows, tables.CLIPS), publication.directory / "clips.parquet", tables.CLIPS)
+        table = tables.with_caption_digests(tables.frame(rows, tables.CLIPS))
+        tables.write(table, publication.directory / "clips.parquet", tables.CLIPS)
     return str(out)
 
 
@@ -140,12 +141,12 @@ def run(root: Path, out: str, clips: str = "clips", **changes: Any) -> BucketRep
 
 
 def read_plan(root: Path, name: str) -> pl.DataFrame:
-    return tables.read(root / "out" / name, tables.PLAN)
+    return PlanFile.open(root / "out" / name).table()
 
 
 def test_every_planned_latent_and_caption_is_in_the_shards(root: Path, report: BucketReport) -> None:
     reader = ShardReader(root / "out")
-    plans = [read_plan(root, name(stage)) for stage in ("low", "high") for name in (plan_file, eval_file)]
+    plans = [read_plan(root, name(stage)) for stage in ("low", "high") for name in (training_plan, held_out_plan)]
     planned = pl.concat(plans)
     for row in planned.iter_rows(named=True):
         shape = (4, row["num_frames"], row["height"] // 8, row["width"] // 8)
@@ -166,10 +167,10 @@ def test_counts_add_up(root: Path, report: BucketReport) -> None:
     # 24 frames are above the barrier of 6 x 3, so only the clips of 16 frames are taken at 48px
     assert high.eval_samples_per_bucket == {"48px/1/1.33": 1, "48px/4/0.75": 1}
     for stage, summary in report.stages.items():
-        plan = read_plan(root, plan_file(stage))
+        plan = read_plan(root, training_plan(stage))
         assert summary.samples == len(plan) == sum(summary.samples_per_bucket.values())
         assert summary.clips_used + summary.clips_unused == report.train_clips
-        assert set(plan["clip_id"]).isdisjoint(read_plan(root, eval_file(stage))["clip_id"])
+        assert set(plan["clip_id"]).isdisjoint(read_plan(root, held_out_plan(stage))["clip_id"])
     assert report.autoencoder_psnr_db is not None
     assert report.autoencoder_psnr_db > 10
     assert manifest.load(str(root / "out")).facts["latent_channels"] == 4
@@ -177,7 +178,7 @@ def test_counts_add_up(root: Path, report: BucketReport) -> None:
 
 def test_windows_hold_the_right_frames(root: Path, report: BucketReport) -> None:
     clips = tables.read(root / "clips" / "clips.parquet", tables.CLIPS)
-    plan = read_plan(root, plan_file("low"))
+    plan = read_plan(root, training_plan("low"))
     windows = unique_windows([(plan, 2), (plan, 2)], clips)
     assert len({window.key for window in windows}) == len(windows) == plan["latent_key"].n_unique()
     starts = {row["latent_key"]: row["start_frame"] for row in plan.iter_rows(named=True)}
@@ -202,7 +203,7 @@ def test_shards_are_what_the_published_encoders_give(root: Path, report: BucketR
     reader = ShardReader(root / "out")
     autoencoder = load_autoencoder(root / "out" / "autoencoder")
     assert autoencoder.digest == report.autoencoder_digest
-    windows = unique_windows([(read_plan(root, plan_file("high")), 3)], clips)
+    windows = unique_windows([(read_plan(root, training_plan("high")), 3)], clips)
     for window, frames in read_windows(windows, str(root / "objects")):
         torch.testing.assert_close(reader.get(window.key), autoencoder.encode(to_pixels(frames)[None])[0])
     text_encoder = load_text_encoder(root / "out" / "text_encoder")

@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import tables
-from components.bucket.plan import Clips, plan_evaluation, plan_training, text_key
+from components.bucket.clips import Clips
+from components.bucket.plan import plan_evaluation, plan_training
 from components.errors import KinoflowError
+from components.plan_file import text_key
 from model.buckets import BucketTable
 
 TINY = {"tiny": [(32, 32), (32, 48), (48, 32)], "big": [(64, 64), (64, 96)]}
@@ -27,7 +29,7 @@ def clip_table(sizes: list[tuple[int, int, int]], split: str = "train") -> pl.Da
         }
         for i, (num_frames, height, width) in enumerate(sizes)
     ]
-    return tables.frame(rows, tables.CLIPS)
+    return tables.with_caption_digests(tables.frame(rows, tables.CLIPS))
 
 
 def plan(
@@ -39,7 +41,8 @@ def plan(
     crops_per_clip: int | None = 2,
 ) -> pl.DataFrame:
     clips = Clips.of(clip_table(sizes), seed)
-    return plan_training(clips, table, stage="s", seed=seed, num_batches=num_batches, crops_per_clip=crops_per_clip)
+    found = plan_training(clips, table, stage="s", seed=seed, num_batches=num_batches, crops_per_clip=crops_per_clip)
+    return found.table()
 
 
 SIZES = st.lists(
@@ -132,8 +135,9 @@ def test_a_clip_keeps_its_draws_when_others_come_and_go() -> None:
     def draws(part: pl.DataFrame) -> dict[str, tuple[str, int]]:
         found = plan_training(
             Clips.of(part, 7), table, stage="s", seed=7, num_batches=len(part), crops_per_clip=None
-        ).filter(pl.col("epoch") == 0)
-        return {r["clip_id"]: (r["resolution"], r["start_frame"]) for r in found.iter_rows(named=True)}
+        )
+        first = found.table().filter(pl.col("epoch") == 0)
+        return {r["clip_id"]: (r["resolution"], r["start_frame"]) for r in first.iter_rows(named=True)}
 
     everything, some = draws(clips), draws(clips[::3])
     assert some == {clip: everything[clip] for clip in some}
@@ -144,7 +148,7 @@ def test_order_of_rows_does_not_matter_and_seeds_do() -> None:
     clips = clip_table([(20, 32, 32)] * 12)
     table = tiny_table(keep_prob=0.5)
     plans = [
-        plan_training(Clips.of(part, seed), table, stage="s", seed=seed, num_batches=8, crops_per_clip=2)
+        plan_training(Clips.of(part, seed), table, stage="s", seed=seed, num_batches=8, crops_per_clip=2).table()
         for part, seed in ((clips, 1), (clips.reverse(), 1), (clips, 2))
     ]
     assert plans[0].equals(plans[1])
@@ -156,7 +160,8 @@ def test_columns_of_a_sample() -> None:
     clips = clip_table([(25, 64, 96), (1, 96, 64), (30, 32, 32)]).with_columns(
         fps=pl.Series([23.976, None, None], dtype=pl.Float64)
     )
-    found = plan_training(Clips.of(clips, 0), table, stage="s", seed=0, num_batches=3, crops_per_clip=1).sort("clip_id")
+    found = plan_training(Clips.of(clips, 0), table, stage="s", seed=0, num_batches=3, crops_per_clip=1)
+    found = found.table().sort("clip_id")
     assert found["aspect"].to_list() == ["0.67", "1.50", "1.00"]
     assert found.select("num_frames", "height", "width").rows() == [(8, 32, 48), (1, 48, 32), (8, 32, 32)]
     assert found["fps"].to_list() == pytest.approx([23.976, 120.0, 24.0], rel=1e-6)
@@ -172,7 +177,7 @@ def test_evaluation_offers_every_clip_to_every_bucket_it_fits() -> None:
         custom_resolutions=TINY,
     )
     clips = Clips.of(clip_table([(20, 64, 64), (12, 64, 64), (12, 32, 32), (1, 32, 32)], "eval"), 0)
-    found = plan_evaluation(clips, table, batches_per_bucket=2)
+    found = plan_evaluation(clips, table, batches_per_bucket=2).table()
     held_out = {(r["clip_id"], r["resolution"], r["num_frames"], r["start_frame"]) for r in found.iter_rows(named=True)}
     assert held_out == {
         ("clip0000", "tiny", 4, 6),
@@ -187,9 +192,9 @@ def test_evaluation_offers_every_clip_to_every_bucket_it_fits() -> None:
 def test_evaluation_is_limited_per_bucket_and_may_be_empty() -> None:
     table = tiny_table(keep_prob=0.0)
     clips = Clips.of(clip_table([(20, 32, 32)] * 50, "eval"), 0)
-    found = plan_evaluation(clips, table, batches_per_bucket=2)
+    found = plan_evaluation(clips, table, batches_per_bucket=2).table()
     assert found.group_by("batch").len()["len"].to_list() == [3, 3]
-    nothing = plan_evaluation(Clips.of(clip_table([], "eval"), 0), table, batches_per_bucket=2)
+    nothing = plan_evaluation(Clips.of(clip_table([], "eval"), 0), table, batches_per_bucket=2).table()
     assert dict(nothing.schema) == dict(pl.Schema(tables.PLAN))
     assert not len(nothing)
 

@@ -1,0 +1,131 @@
+"""The order of an epoch's batches: groups of batches of equal cost, shuffled.
+
+Ranks wait for the slowest of them at every step. With `cost_group` batches of equal cost after one another, any number
+of ranks that divides it works in step, and the order itself knows nothing of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.texts import ranges
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Batches with their samples.
+
+    Attributes:
+        bucket: (batches,) which bucket of the table each is of.
+        sizes: (batches,) its samples.
+        epoch: (batches,) the epoch it belongs to.
+        is_full: (batches,) it is as large as its bucket allows.
+        clip: (samples,), batch after batch.
+        start_frame: (samples,).
+    """
+
+    bucket: NDArray[np.int32]
+    sizes: Int64
+    epoch: NDArray[np.int32]
+    is_full: NDArray[np.bool_]
+    clip: NDArray[np.int32]
+    start_frame: NDArray[np.int32]
+
+    @classmethod
+    def none(cls) -> Batches:
+        """No batch at all."""
+        empty = np.zeros(0, dtype=np.int32)
+        return cls(empty, empty.astype(np.int64), empty, empty.astype(np.bool_), empty, empty)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Batches]) -> Batches:
+        """The batches of all parts, one after another."""
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.sizes)
+
+    def take(self, batches: Int64) -> Batches:
+        """These batches, in this order."""
+        sizes = self.sizes[batches]
+        samples = ranges((np.cumsum(self.sizes) - self.sizes)[batches], sizes)
+        return Batches(
+            self.bucket[batches],
+            sizes,
+            self.epoch[batches],
+            self.is_full[batches],
+            self.clip[samples],
+            self.start_frame[samples],
+        )
+
+
+def arrange(
+    waiting: Batches, new: Batches, costs: Int64, cost_group: int, generator: np.random.Generator
+) -> tuple[Batches, Batches]:
+    """Put an epoch's batches into their order.
+
+    Full batches of one bucket form groups by themselves. What is left of every bucket, the smaller last batches with
+    them, is put together by cost. Batches that fill no group wait for the next epoch and come first there.
+
+    Args:
+        waiting: Batches of earlier epochs that filled no group.
+        new: Batches of this epoch, bucket after bucket.
+        costs: Of one sample, by bucket.
+        cost_group: Batches in a group.
+        generator: Of the epoch; with groups of one the order is one permutation of its batches.
+
+    Returns:
+        Whole groups of batches, and those that wait.
+    """
+    batches = Batches.joined([waiting, new])
+    group, later = _groups(batches, len(waiting), costs, cost_group)
+    num_groups = (len(batches) - len(later)) // cost_group
+    position = generator.permutation(num_groups)
+    began_before = np.unique(group[: len(waiting)][group[: len(waiting)] >= 0])
+    position[began_before] -= num_groups
+    key = position[group] if num_groups else group
+    key[later] = num_groups
+    within = generator.random(len(batches)) if cost_group > 1 else np.zeros(len(batches))
+    order = np.lexsort((within, key))
+    whole = num_groups * cost_group
+    return batches.take(order[:whole]), batches.take(np.sort(order[whole:]))
+
+
+def _groups(batches: Batches, num_waiting: int, costs: Int64, cost_group: int) -> tuple[Int64, Int64]:
+    """(batches,) the group of each, counted by the first batch in it, -1 for those that wait; and those."""
+    group = np.full(len(batches), -1, dtype=np.int64)
+    alike = _alike(batches, num_waiting, cost_group)
+    group[alike] = np.arange(len(alike)) // cost_group
+    num_alike = len(alike) // cost_group
+    others = np.flatnonzero(group < 0)
+    cost = batches.sizes[others] * costs[batches.bucket[others]]
+    num_later = len(others) % cost_group
+    # The newest wait, so that none waits longer than it must; among them the cheapest.
+    wait = np.lexsort((cost, -batches.epoch[others]))[:num_later]
+    stay = np.setdiff1d(np.arange(len(others)), wait)
+    by_cost = others[stay[np.argsort(cost[stay], kind="stable")]]
+    group[by_cost] = num_alike + np.arange(len(by_cost)) // cost_group
+    grouped = np.flatnonzero(group >= 0)
+    _, first, inverse = np.unique(group[grouped], return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    group[grouped] = rank[inverse]
+    return group, others[wait]
+
+
+def _alike(batches: Batches, num_waiting: int, cost_group: int) -> Int64:
+    """Batches that fill groups with others of their own bucket, bucket after bucket."""
+    full = num_waiting + np.flatnonzero(batches.is_full[num_waiting:])
+    bucket = batches.bucket[full]
+    starts = np.flatnonzero(np.diff(bucket, prepend=-1))
+    counts = np.diff(starts, append=len(bucket))
+    whole = counts // cost_group * cost_group
+    alike: Int64 = full[ranges(starts, whole)]
+    return alike

@@ -154,7 +154,8 @@ def _largest_sizes(model: CostModel, groups: Mapping[Pair, list[Bucket]], memory
             needed = model.peak_bytes(widest, 1)
             amount = f"{needed / GIB:.1f} GiB" if math.isfinite(needed) else "more than the device has"
             tokens = model.workload.tokens(widest)
-            faults.append(f"{pair[0]} x {pair[1]} frames ({widest.height}x{widest.width}, {tokens} tokens): {amount}")
+            frames = "1 frame" if pair[1] == 1 else f"{pair[1]} frames"
+            faults.append(f"{pair[0]} x {frames} ({widest.height}x{widest.width}, {tokens} tokens): {amount}")
     if faults:
         there = f"{limit / GIB:.1f} GiB can be used" if math.isfinite(limit) else "the device"
         raise ValueError(

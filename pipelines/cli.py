@@ -19,6 +19,7 @@ from rich.console import Console
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
 from pipelines.config import RunConfig, load_run_config, preset_names
+from pipelines.weights import app as weights_app
 
 BUCKET = "s3://kinoflow"
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
 SetOption = Annotated[

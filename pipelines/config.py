@@ -84,6 +84,9 @@ class RunConfig(Section):
     network: STDiT2Config = STDiT2Config()
     diffusion: DiffusionConfig = IDDPMConfig()
     training: TrainingDefaults = TrainingDefaults()
+    start_from: str | None = Field(
+        None, description="What the first stage starts from: URI of a checkpoint or of imported weights."
+    )
     stages: tuple[StageConfig, ...] = Field(min_length=3, max_length=3)
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -147,6 +150,7 @@ class RunConfig(Section):
             optimizer=stage.optimizer,
             masks=stage.masks,
             activation_checkpointing=stage.activation_checkpointing,
+            start_from=self.start_from if stage is self.stages[0] else None,
             carry_optimizer=stage.carry_optimizer,
             num_threads=self.num_threads,
         )

@@ -59,7 +59,7 @@ def test_a_network_starts_from_them(folder: Path, tmp_path: Path) -> None:
     network = STDiT2(CONFIG)
     load_into(network, str(tmp_path / "w"), tmp_path / "scratch")
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in fresh_network().state_dict().items())
-    with pytest.raises(KinoflowError, match="Training cannot start from .*depth 2"):
+    with pytest.raises(KinoflowError, match=r"Training cannot start from .*depth 2"):
         load_into(STDiT2(CONFIG.model_copy(update={"depth": 1})), str(tmp_path / "w"), tmp_path / "other")
 
 

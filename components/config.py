@@ -151,6 +151,9 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     masks: MaskRatios | None = Field(None, description="Mixture of frame masks; none when absent.")
     ema_decay: float = Field(0.9999, ge=0, lt=1)
+    start_from: str | None = Field(
+        None, description="URI of a checkpoint or of imported weights, where no parent is given; fresh when absent."
+    )
     carry_optimizer: bool = Field(True, description="Start from the parent checkpoint's optimizer state.")
     precision: Literal["fp32", "bf16"] = "bf16"
     activation_checkpointing: bool = False

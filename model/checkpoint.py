@@ -135,6 +135,14 @@ def load_released(folder: Path, model_max_length: int | None = None) -> STDiT2:
 
 def build_network(config: STDiT2Config, weights: Mapping[str, Tensor], where: Path) -> STDiT2:
     """A network holding exactly these weights; `ValueError` names what is missing, unexpected or of another shape."""
+    check_weights(config, weights, where)
+    network = STDiT2(config)
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def check_weights(config: STDiT2Config, weights: Mapping[str, Tensor], where: Path) -> None:
+    """Every tensor of the network is there in its shape, and no other; `ValueError` names those that are not so."""
     with torch.device("meta"):
         wanted = {name: tensor.shape for name, tensor in STDiT2(config).state_dict().items()}
     faults = []
@@ -150,9 +158,6 @@ def build_network(config: STDiT2Config, weights: Mapping[str, Tensor], where: Pa
             faults.append(f"{what}: {', '.join(names[:5])}{more}")
     if faults:
         raise ValueError(f"{where} does not fit its {CONFIG}; {'; '.join(faults)}.")
-    network = STDiT2(config)
-    network.load_state_dict(weights)
-    return network.eval()
 
 
 def fit_length(null_text: Tensor, length: int) -> Tensor:

@@ -19,6 +19,7 @@ from rich.console import Console
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
 from pipelines.config import RunConfig, load_run_config, preset_names
+from pipelines.weights import app as weights_app
 
 BUCKET = "s3://kinoflow"
 
@@ -27,6 +28,8 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
+
+app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
 SetOption = Annotated[
@@ -106,15 +109,39 @@ def compile_(
 @app.command()
 def plan(
     preset: Annotated[str, typer.Argument(help="A preset or a YAML file.")],
+    probe: Annotated[bool, typer.Option("--probe", help="Measure: some training steps on this machine.")] = False,
+    gpu: Annotated[str | None, typer.Option(help="Plan for this GPU from its data sheet: h200, a100-80, …")] = None,
+    memory: Annotated[float | None, typer.Option(help="GiB of one device; its own when absent.", min=0.1)] = None,
+    gpus: Annotated[int, typer.Option(help="Ranks that train together.", min=1)] = 1,
+    price_per_gpu_hour: Annotated[float | None, typer.Option(help="For the cost of the schedule.", min=0)] = None,
+    step_seconds: Annotated[float | None, typer.Option(help="Step time wanted of every bucket.", min=1e-6)] = None,
+    mfu: Annotated[float, typer.Option(help="Share of a GPU's peak assumed without --probe.", min=0.01, max=1)] = 0.35,
+    caption_tokens: Annotated[int | None, typer.Option(help="Of a caption; the longest when absent.", min=1)] = None,
+    clips: Annotated[int | None, typer.Option(help="Kept clips, for the storage of latents and text.", min=1)] = None,
+    write: Annotated[Path | None, typer.Option(help="Write the preset with the planned batch sizes.")] = None,
     set_: SetOption = None,
 ) -> None:
-    """Check a preset and show what each stage costs: tokens, batches, arithmetic.
+    """Choose batch sizes that fill the memory and balance the buckets; show time, memory, cost and storage.
 
-    Example: `kinoflow plan opensora-v1.1`
+    Without --probe nothing is run. A planned file runs as `kinoflow run --preset FILE`.
+
+    Examples:
+
+    - `kinoflow plan opensora-v1.1 --gpu h200 --gpus 64 --price-per-gpu-hour 2.5`
+    - `kinoflow plan demo --probe --write planned.yaml`
     """
-    from pipelines.plan import print_plan
+    from pipelines.plan import PlanOptions, make_plan, write_planned
+    from pipelines.plan_tables import print_plan
 
-    print_plan(_load(preset, set_), _console())
+    options = PlanOptions(
+        probe=probe, gpu=gpu, memory_gib=memory, gpus=gpus, price_per_gpu_hour=price_per_gpu_hour, mfu=mfu,
+        step_s=step_seconds, caption_tokens=caption_tokens, clips=clips,
+    )  # fmt: skip
+    made = make_plan(_load(preset, set_), options, say=lambda text: typer.echo(text, err=True))
+    print_plan(made, _console())
+    if write is not None:
+        write_planned(made, preset, _changes(set_), write)
+        typer.echo(f"wrote {write}; start it with `kinoflow run --preset {write}`")
 
 
 @app.command()
@@ -283,7 +310,11 @@ def _console() -> Console:
 
 
 def _load(preset: str, changes: list[str] | None) -> RunConfig:
-    return load_run_config(preset, dict(_change(text) for text in changes or []))
+    return load_run_config(preset, _changes(changes))
+
+
+def _changes(changes: list[str] | None) -> dict[str, Any]:
+    return dict(_change(text) for text in changes or [])
 
 
 def _change(text: str) -> tuple[str, Any]:

@@ -84,6 +84,9 @@ class RunConfig(Section):
     network: STDiT2Config = STDiT2Config()
     diffusion: DiffusionConfig = IDDPMConfig()
     training: TrainingDefaults = TrainingDefaults()
+    start_from: str | None = Field(
+        None, description="What the first stage starts from: URI of a checkpoint or of imported weights."
+    )
     stages: tuple[StageConfig, ...] = Field(min_length=3, max_length=3)
     evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -147,6 +150,7 @@ class RunConfig(Section):
             optimizer=stage.optimizer,
             masks=stage.masks,
             activation_checkpointing=stage.activation_checkpointing,
+            start_from=self.start_from if stage is self.stages[0] else None,
             carry_optimizer=stage.carry_optimizer,
             num_threads=self.num_threads,
         )
@@ -176,6 +180,15 @@ def load_run_config(preset: str, overrides: dict[str, Any] | None = None) -> Run
     Raises:
         KinoflowError: unknown preset or key, or a value that breaks a rule.
     """
+    return parse(RunConfig, preset_values(preset, overrides), f"preset {preset}")
+
+
+def preset_values(preset: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `load_run_config` checks: the values that the file itself names, with the overrides applied.
+
+    Raises:
+        KinoflowError: unknown preset, or a file that is no mapping.
+    """
     path = Path(preset)
     if preset in preset_names():
         text = (resources.files("pipelines") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
@@ -189,9 +202,11 @@ def load_run_config(preset: str, overrides: dict[str, Any] | None = None) -> Run
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise KinoflowError(f"The preset {preset} is not valid YAML: {error}.") from error
+    if not isinstance(data, dict):
+        raise KinoflowError(f"The preset {preset} must be a mapping of keys to values.")
     for key, value in (overrides or {}).items():
         _override(data, key, deepcopy(value))
-    return parse(RunConfig, data, f"preset {preset}")
+    return data
 
 
 def _override(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -1,114 +1,287 @@
-"""What a preset asks for, before anything runs: tokens, batch and arithmetic of every bucket of every stage."""
+"""What a preset asks for, before anything runs: batch sizes, time, memory, money and storage of every stage."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import yaml
 
+from components.errors import KinoflowError
+from model.batch_sizes import (
+    Choice,
+    choose_batch_sizes,
+    kept_buckets,
+    listed_sizes,
+    max_over_mean,
+    squarest,
+    step_seconds,
+)
 from model.buckets import Bucket
-from model.geometry import forward_flops, num_tokens
-from pipelines.config import RunConfig, StageConfig
+from model.cost import (
+    ASSUMED_MFU,
+    GIB,
+    GPUS,
+    CostModel,
+    Line,
+    Pair,
+    Workload,
+    analytic_costs,
+    checkpoint_bytes,
+    fit_costs,
+    pair_of,
+)
+from model.geometry import latent_size
+from pipelines.config import RunConfig, StageConfig, preset_values
 
-BACKWARD_COST = 2  # in forward passes
-RECOMPUTE_COST = 1  # one more forward with activation checkpointing
+BYTES_PER_VALUE = 4
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class BucketCost:
-    """One (resolution, num_frames) of one stage at its squarest size.
+class PlanOptions:
+    """Where and how a plan is made.
 
     Attributes:
-        size: (num_frames, height, width) in pixels.
-        tokens: of one sample.
-        batch_size: samples per batch and rank; None for a barrier.
-        forward_flops: of one sample, with a caption of full length.
+        probe: run training steps on this machine instead of reading a data sheet.
+        gpu: name in `model.cost.GPUS`.
+        memory_gib: of one device; the GPU's own when absent.
+        gpus: ranks.
+        price_per_gpu_hour: in whatever money.
+        mfu: share of the GPU's peak that is assumed without a probe.
+        step_s: step time wanted of every bucket; what fills the memory, or the listed mean, when absent.
+        caption_tokens: text tokens of a caption; the longest when absent.
+        clips: kept clips of the data set, for the storage of latents.
     """
 
-    stage: str
-    resolution: str
-    size: tuple[int, int, int]
-    keep_prob: float
-    batch_size: int | None
-    tokens: int
-    forward_flops: int
+    probe: bool = False
+    gpu: str | None = None
+    memory_gib: float | None = None
+    gpus: int = 1
+    price_per_gpu_hour: float | None = None
+    mfu: float = ASSUMED_MFU
+    step_s: float | None = None
+    caption_tokens: int | None = None
+    clips: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown GPU."""
+        if self.gpu is not None and self.gpu not in GPUS:
+            raise KinoflowError(f"There is no GPU {self.gpu!r} in the table; choose one of {', '.join(GPUS)}.")
+        if self.gpu is not None and self.probe:
+            raise KinoflowError("--probe measures this machine and --gpu asks for another; give one of them.")
 
 
-def bucket_costs(config: RunConfig, stage: StageConfig) -> list[BucketCost]:
-    """Every (resolution, num_frames) pair of a stage, in the order in which clips are offered to them."""
-    network = config.trained_network()
-    squarest: dict[tuple[str, int], Bucket] = {}
-    for triple in stage.buckets.triples:
-        pair = (triple.resolution, triple.num_frames)
-        kept = squarest.setdefault(pair, triple)
-        if _elongation(triple.height, triple.width) < _elongation(kept.height, kept.width):
-            squarest[pair] = triple
-    return [
-        BucketCost(
-            stage=stage.name,
-            resolution=bucket.resolution,
-            size=(bucket.num_frames, bucket.height, bucket.width),
-            keep_prob=bucket.keep_prob,
-            batch_size=bucket.batch_size,
-            tokens=num_tokens(bucket.num_frames, bucket.height, bucket.width, patch_size=network.patch_size),
-            forward_flops=forward_flops(
-                network, bucket.num_frames, bucket.height, bucket.width, network.model_max_length
-            ),
-        )
-        for bucket in squarest.values()
-    ]
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage.
 
-
-def _elongation(height: int, width: int) -> float:
-    return max(height, width) / min(height, width)
-
-
-def training_flops(cost: BucketCost, *, activation_checkpointing: bool) -> int:
-    """Operations of one training step on one rank: forward, backward, and the recomputed forward if there is one."""
-    passes = 1 + BACKWARD_COST + (RECOMPUTE_COST if activation_checkpointing else 0)
-    return passes * cost.forward_flops * (cost.batch_size or 0)
-
-
-def print_plan(config: RunConfig, console: Console) -> None:
-    """A table per stage, and the totals of the run.
-
-    `share` is a bucket's part of the stage's arithmetic if every bucket gave equally many batches; how many it
-    really gives depends on the clips. The totals rest on the same mean.
+    Attributes:
+        cost: predicts steps; in TFLOP instead of seconds where no device is known.
+        choice: the planned batch sizes.
+        worst_error: largest relative error of a predicted step time at the planned sizes; None without a probe.
     """
-    console.print(f"[b]{config.preset}[/]: {config.description}")
-    total = 0.0
+
+    stage: StageConfig
+    cost: CostModel
+    listed: Mapping[Pair, int]
+    choice: Choice
+    worst_error: float | None = None
+
+    def steps(self, sizes: Mapping[Pair, int]) -> dict[Bucket, float]:
+        """Step cost of every bucket."""
+        return step_seconds(self.cost, self.stage.buckets, sizes)
+
+    def mean_step(self, sizes: Mapping[Pair, int]) -> float:
+        """Mean step cost, every bucket alike."""
+        return statistics.fmean(self.steps(sizes).values())
+
+    def imbalance(self, sizes: Mapping[Pair, int]) -> float:
+        """Longest over mean step."""
+        return max_over_mean(self.steps(sizes).values())
+
+    def samples(self, sizes: Mapping[Pair, int], gpus: int) -> float:
+        """Samples seen in the whole stage, every (resolution, num_frames) giving equally many batches."""
+        return statistics.fmean(sizes.values()) * self.stage.steps * gpus
+
+    def latent_bytes(self) -> float:
+        """Mean size of one stored latent."""
+        channels = self.cost.workload.network.in_channels
+        sizes = [
+            math.prod(latent_size(b.num_frames, b.height, b.width)) * self.listed[pair_of(b)]
+            for b in (squarest(group) for group in kept_buckets(self.stage.buckets).values())
+        ]
+        return BYTES_PER_VALUE * channels * sum(sizes) / sum(self.listed.values())
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All stages of a run.
+
+    Attributes:
+        device: in words.
+        in_seconds: whether costs are seconds, not TFLOP.
+    """
+
+    config: RunConfig
+    options: PlanOptions
+    device: str
+    in_seconds: bool
+    stages: tuple[StagePlan, ...]
+
+    def gpu_hours(self, stage: StagePlan, sizes: Mapping[Pair, int]) -> float:
+        """Device hours of a stage if ranks never wait for each other."""
+        return stage.mean_step(sizes) * stage.stage.steps * self.options.gpus / 3600
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of one checkpoint."""
+        return checkpoint_bytes(self.config.trained_network())
+
+    @property
+    def checkpoints_kept(self) -> int:
+        """Checkpoints there are when the last stage ends."""
+        training = self.config.training
+        made = (math.ceil(stage.steps / training.checkpoint_every) for stage in self.config.stages)
+        return sum(min(training.keep_checkpoints, count) for count in made)
+
+    def latents_bytes(self) -> float:
+        """Latents of all stages: no more than there are samples, nor (where clips are known) crops of clips."""
+        total = 0.0
+        for stage in self.stages:
+            samples = stage.samples(stage.listed, self.options.gpus)
+            if self.options.clips is not None and self.config.crops_per_clip is not None:
+                samples = min(samples, self.options.clips * self.config.crops_per_clip)
+            total += samples * stage.latent_bytes()
+        return total
+
+    def text_bytes(self) -> float | None:
+        """Text features of all clips, one caption each; None where their number is not known."""
+        if self.options.clips is None:
+            return None
+        workload = self.stages[0].cost.workload
+        return BYTES_PER_VALUE * self.options.clips * workload.text_tokens * workload.network.caption_channels
+
+
+def make_plan(config: RunConfig, options: PlanOptions, say: Say = lambda text: None) -> RunPlan:
+    """Plan every stage of a run.
+
+    Args:
+        config: the run.
+        options: device and wishes.
+        say: told what is being probed.
+
+    Raises:
+        KinoflowError: a bucket does not fit the memory even with one sample.
+    """
+    if options.probe:
+        return _probed_plan(config, options, say)
+    device = GPUS[options.gpu] if options.gpu else None
+    memory = _memory_bytes(options, device.memory_bytes if device else None)
+    shards = options.gpus if config.training.parallel == "fsdp" else 1
+    stages = []
     for stage in config.stages:
-        costs = bucket_costs(config, stage)
-        steps = [training_flops(cost, activation_checkpointing=stage.activation_checkpointing) for cost in costs]
-        filled = [flops for flops in steps if flops]
-        mean = sum(filled) / len(filled)
-        total += mean * stage.steps
-        console.print(_table(stage, costs, steps))
-        console.print(
-            f"{stage.steps} steps x {mean / 1e12:.3g} TFLOP = {mean * stage.steps / 1e15:.3g} PFLOP per rank\n"
-        )
-    steps_total = sum(stage.steps for stage in config.stages)
-    console.print(f"total: {steps_total} steps, {total / 1e15:.3g} PFLOP per rank; network {_network(config)}")
-    if not config.trainable_here:
-        console.print("This preset is checked and planned only; training it takes a cluster.")
+        workload = _workload(config, stage, options)
+        if device is not None:
+            cost = analytic_costs(workload, device, mfu=options.mfu, shards=shards)
+        else:
+            cost = CostModel(workload, any_time=Line(0.0, 1e-12), any_memory=Line(0.0, 1.0))
+        stages.append(_plan_stage(stage, cost, options, memory))
+    words = f"{options.gpus} x {device.name}, {options.mfu:.0%} of its peak assumed" if device else "no device named"
+    return RunPlan(config, options, words, device is not None, tuple(stages))
 
 
-def _table(stage: StageConfig, costs: list[BucketCost], steps: list[int]) -> Table:
-    table = Table(title=f"{stage.name}: {stage.steps} steps", title_justify="left", box=None)
-    for name in ("resolution", "frames", "size", "keep", "batch", "tokens", "forward GFLOP", "step TFLOP", "share"):
-        table.add_column(name, justify="left" if name == "resolution" else "right")
-    for cost, flops in zip(costs, steps, strict=True):
-        num_frames, height, width = cost.size
-        barrier = cost.batch_size is None
-        table.add_row(
-            cost.resolution, str(num_frames), f"{height}x{width}", f"{cost.keep_prob:g}",
-            "-" if barrier else str(cost.batch_size), str(cost.tokens), f"{cost.forward_flops / 1e9:.4g}",
-            "barrier" if barrier else f"{flops / 1e12:.3g}", "" if barrier else f"{flops / sum(steps):.1%}",
+def _workload(config: RunConfig, stage: StageConfig, options: PlanOptions) -> Workload:
+    network = config.trained_network()
+    tokens = options.caption_tokens or network.model_max_length
+    if tokens > network.model_max_length:
+        raise KinoflowError(f"A caption has at most {network.model_max_length} tokens here; {tokens} were asked for.")
+    return Workload(network, tokens, stage.activation_checkpointing, config.training.precision)
+
+
+def _memory_bytes(options: PlanOptions, own: int | None) -> int | None:
+    return own if options.memory_gib is None else round(options.memory_gib * GIB)
+
+
+def _plan_stage(stage: StageConfig, cost: CostModel, options: PlanOptions, memory: int | None) -> StagePlan:
+    try:
+        choice = choose_batch_sizes(cost, stage.buckets, memory_bytes=memory, step_s=options.step_s)
+    except ValueError as error:
+        raise KinoflowError(f"Stage {stage.name!r}: {error}.") from error
+    return StagePlan(stage, cost, listed_sizes(stage.buckets), choice)
+
+
+def _probed_plan(config: RunConfig, options: PlanOptions, say: Say) -> RunPlan:
+    """Measure small batches, plan, measure the planned ones, plan again."""
+    import torch
+
+    from model.probe import MEMORY_SOURCES, Case, measure, probe_trainer, small_cases
+
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    own = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+    memory = _memory_bytes(options, own)
+    stages = []
+    for stage in config.stages:
+        workload = _workload(config, stage, options)
+        trainer = probe_trainer(
+            workload, diffusion=config.diffusion, optimizer=stage.optimizer, masks=stage.masks, device=device,
+            compile_blocks=config.training.compile,
         )  # fmt: skip
-    return table
+        cases = small_cases(stage.buckets)
+        say(f"{stage.name}: probing {len(cases)} small batches")
+        measured = measure(trainer, cases, workload)
+        planned = _plan_stage(stage, fit_costs(workload, measured), options, memory)
+        groups = kept_buckets(stage.buckets)
+        chosen = [Case(squarest(group), planned.choice.batch_sizes[pair]) for pair, group in groups.items()]
+        say(f"{stage.name}: probing the {len(chosen)} planned ones")
+        again = measure(trainer, chosen, workload)
+        errors = [abs(planned.cost.seconds(m.bucket, m.batch_size) / m.seconds - 1) for m in again if m.fits]
+        refined = _plan_stage(stage, fit_costs(workload, [*measured, *again]), options, memory)
+        stages.append(replace(refined, worst_error=max(errors, default=None)))
+        del trainer
+    name = torch.cuda.get_device_name(device) if own else f"this processor, {torch.get_num_threads()} threads"
+    words = f"{name}, measured; memory is the {MEMORY_SOURCES[device.type]}"
+    return RunPlan(config, options, words, in_seconds=True, stages=tuple(stages))
 
 
-def _network(config: RunConfig) -> str:
-    network = config.network
-    return f"{network.depth} blocks of width {network.hidden_size}, {network.num_heads} heads"
+class _WithoutAnchors(yaml.SafeDumper):
+    """Writes parts that several places share out in full."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
+        return True
+
+
+def planned_preset(values: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
+    """A preset's own values with the planned batch sizes in place of the listed ones, under a name of its own."""
+    changed: dict[str, Any] = yaml.safe_load(_yaml(values))
+    changed["preset"] = f"{plan.config.preset}-planned"
+    for entry, stage in zip(changed["stages"], plan.stages, strict=True):
+        table = entry["buckets"]["buckets"]
+        for (resolution, num_frames), size in stage.choice.batch_sizes.items():
+            table[resolution][num_frames] = [table[resolution][num_frames][0], size]
+    return changed
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    return yaml.dump(dict(values), Dumper=_WithoutAnchors, sort_keys=False, default_flow_style=None, width=120)
+
+
+def write_planned(plan: RunPlan, preset: str, overrides: dict[str, Any], path: Path) -> None:
+    """Write the preset with the planned batch sizes as a YAML file that `kinoflow run --preset` takes.
+
+    Raises:
+        KinoflowError: the name ends in neither .yaml nor .yml.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        raise KinoflowError(f"--write {path}: give a name that ends in .yaml.")
+    values = planned_preset(preset_values(preset, overrides), plan)
+    head = f"# Batch sizes planned on: {plan.device}.\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(head + _yaml(values), encoding="utf-8")

@@ -66,5 +66,7 @@ def test_compiling_and_planning_need_no_torch() -> None:
         "            raise ImportError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import model.aspect, model.buckets, model.config, model.geometry, components.config, pipelines.config\n"
+        "from pipelines.plan import PlanOptions, make_plan\n"
+        "make_plan(pipelines.config.load_run_config('opensora-v1.1'), PlanOptions(gpu='h200'))\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -16,6 +16,7 @@ EXPECTED = {
     Benchmark.BUCKETS: ("at once over one by one, stage 1 table", "at once over one by one, keep = 1"),
     Benchmark.CURATE: ("time of the stage over decoding to full-size RGB",),
     Benchmark.STORAGE: ("shards: reading over one .npy file a sample", "save and publish over plain copy"),
+    Benchmark.PLANNER: ("longest over mean step, planned", "step time, predicted over measured"),
     Benchmark.SAMPLING: ("one sample: guidance in one pass over two", "one guided sample"),
 }
 

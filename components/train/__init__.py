@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from pydantic import JsonValue
 
-from components import manifest, progress, store, tables
+from components import manifest, progress, store, tables, weights
 from components.batches import BatchReader
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
@@ -44,7 +44,7 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
         config: the stage.
         tracking: where the run appears in MLflow.
         data: URI prefix of the bucket output.
-        parent: URI of the checkpoint to start from; fresh weights when absent.
+        parent: URI of the checkpoint to start from; the config's `start_from`, or fresh weights, when absent.
         out: URI prefix of the stage: checkpoints, history.json and, at the end, report.json.
 
     Raises:
@@ -53,7 +53,7 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
     """
     try:
         with deterministic_algorithms(), joined_ranks(config.parallel) as ranks:
-            return _Stage(config, ranks, data=data, parent=parent, out=out).run(tracking)
+            return _Stage(config, ranks, data=data, parent=parent or config.start_from, out=out).run(tracking)
     except ValueError as error:  # what model/ calls a mistake
         raise KinoflowError(f"Stage {config.name!r}: {error}") from error
 
@@ -66,7 +66,8 @@ class _Stage:
         self.data, self.parent, self.out = data, parent, out
         self.dataset = _load_kind(data, DATASET_KIND)
         inputs = {"data": self.dataset.digest}
-        self.parent_digest = _load_kind(parent, KIND).digest if parent else None
+        self.parent_manifest = _load_kind(parent, KIND, weights.KIND) if parent else None
+        self.parent_digest = self.parent_manifest.digest if self.parent_manifest else None
         if self.parent_digest:
             inputs["parent"] = self.parent_digest
         self.checkpoints = StageCheckpoints.of(config, out, inputs)
@@ -111,6 +112,8 @@ class _Stage:
         network = STDiT2(self.network_config)
         if state is None and self.parent is None:
             network.initialize(torch.Generator().manual_seed(stream_seed(self.config.seed, "", 0, "weights")))
+        if state is None and self._starts_from_weights:
+            weights.load_into(network, self.parent or "", scratch / "parent")
         model = parallelize(
             network, self.ranks, self.config.parallel,
             activation_checkpointing=self.config.activation_checkpointing, compile_blocks=self.config.compile,
@@ -124,7 +127,7 @@ class _Stage:
                 )
             trainer.restore(state)
             logger.info("going on from %s", self.checkpoints.uri(trainer.step))
-        elif self.parent is not None:
+        elif self.parent is not None and not self._starts_from_weights:
             manifest.fetch(self.parent, scratch / "parent", kind=KIND)
             try:
                 before = load_checkpoint(scratch / "parent")
@@ -134,6 +137,10 @@ class _Stage:
         self.history = History.read(self.out, self.checkpoints.identity, trainer.step)
         self.seconds_before = self.history.seconds
         return trainer
+
+    @property
+    def _starts_from_weights(self) -> bool:
+        return self.parent_manifest is not None and self.parent_manifest.kind == weights.KIND
 
     def _found(self, scratch: Path) -> TrainingState | None:
         """The newest good checkpoint; the first rank chooses it for all."""
@@ -242,10 +249,10 @@ class _Stage:
         )
 
 
-def _load_kind(uri: str, kind: str) -> Manifest:
+def _load_kind(uri: str, *kinds: str) -> Manifest:
     found = manifest.load(uri)
-    if found.kind != kind:
-        raise KinoflowError(f"{uri} holds {found.kind!r}, not {kind!r}; give the URI of a {kind} prefix.")
+    if found.kind not in kinds:
+        raise KinoflowError(f"{uri} holds {found.kind!r}, not {kinds[0]!r}; give the URI of a {kinds[0]} prefix.")
     return found
 
 

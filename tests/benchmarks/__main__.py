@@ -22,6 +22,7 @@ class Benchmark(StrEnum):
     CURATE = "curate"
     STORAGE = "storage"
     SAMPLING = "sampling"
+    PLANNER = "planner"
 
 
 class Device(StrEnum):

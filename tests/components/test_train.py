@@ -16,6 +16,7 @@ from components.manifest import sha256_file
 from components.shards import ShardWriter
 from components.train import train
 from components.train.report import read_report
+from components.weights import export_weights, import_weights
 from model.checkpoint import load_checkpoint, load_network
 from model.config import STDiT2Config
 from model.diffusion_config import FlowConfig
@@ -151,6 +152,22 @@ def test_stages_are_chained(finished, data, tmp_path):
         out=str(tmp_path / "alone"),
     )  # fmt: skip
     assert float(load_checkpoint(Path(alone.checkpoint)).optimizer["t_block.1.weight.step"]) == 4
+
+
+def test_a_first_stage_starts_from_imported_weights(finished, data, tmp_path):
+    export_weights(finished[1].checkpoint, str(tmp_path / "released"), use_ema=True)
+    weights = str(tmp_path / "weights")
+    published = import_weights(str(tmp_path / "released"), weights)
+    slow = OptimizerConfig(learning_rate=1e-12)
+    asked = config(steps=1, start_from=weights, optimizer=slow)
+    report = train(asked, TRACKING, data=data, parent=None, out=str(tmp_path / "run"))
+    state = load_checkpoint(Path(report.checkpoint))
+    before = load_network(Path(finished[1].checkpoint), use_ema=True).state_dict()
+    assert all(torch.allclose(state.weights[name], tensor, atol=1e-6) for name, tensor in before.items())
+    assert report.parent_checkpoint == weights and state.progress.parent == published.digest
+    other = config(steps=1, start_from=weights, network=asked.network.model_copy(update={"num_heads": 1}))
+    with pytest.raises(KinoflowError, match="num_heads 2, this stage's network 1"):
+        train(other, TRACKING, data=data, parent=None, out=str(tmp_path / "other"))
 
 
 def copy_run(finished, tmp_path) -> str:

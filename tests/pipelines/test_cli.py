@@ -36,7 +36,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_command_has_help_with_an_example() -> None:
     assert len(app.registered_commands) >= 10
-    for command in app.registered_commands:
+    groups = [group.typer_instance for group in app.registered_groups if group.typer_instance]
+    for command in (*app.registered_commands, *(command for group in groups for command in group.registered_commands)):
         text = command.callback.__doc__ if command.callback else None
         assert text and "`kinoflow " in text, command.name
 
@@ -70,6 +71,10 @@ def test_help_is_quick_and_needs_no_torch() -> None:
         (["run", "--preset", "mine.yaml"], ["mine", "name some with --videos"]),
         (["data", "--preset", "mine.yaml"], ["mine", "no videos of its own"]),
         (["plan", "huge"], ["no preset 'huge'"]),
+        (["plan", "demo", "--gpu", "voodoo2"], ["no GPU 'voodoo2'", "h200"]),
+        (["plan", "demo", "--gpu", "h200", "--memory", "0.1"], ["do not fit with a single sample"]),
+        (["weights", "import", "nowhere", "work/w"], ["nowhere does not exist"]),
+        (["weights", "export", "empty", "out"], ["Nothing is published at empty"]),
         (["verify", "empty"], ["Nothing is published at or below empty"]),
         (["checkpoint", "empty"], ["No training stage has ended at empty"]),
         (["generate", "a circle", "--checkpoint", "never"], ["no finished run 'never'"]),
@@ -140,6 +145,16 @@ def test_plan_shows_every_bucket_and_the_totals(
     assert out.count("barrier") == 2 + 3 + 2
     row = next(line.split() for line in out.splitlines() if line.split()[:2] == ["240p", "16"])
     assert row[2:6] == ["320x320", "0.3", "2", "6400"]  # 16 frames of 40x40 latents in 2x2 patches
+
+
+def test_plan_writes_a_preset_that_loads(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "demo", "--gpu", "l40s", "--step-seconds", "0.5", "--write", "planned.yaml"]
+    code, out, _ = kinoflow(monkeypatch, capsys, *arguments)
+    assert code == 0 and "kinoflow run --preset planned.yaml" in out
+    code, out, _ = kinoflow(monkeypatch, capsys, "plan", "planned.yaml", "--gpu", "l40s", "--step-seconds", "0.5")
+    assert code == 0 and "demo-planned" in out
 
 
 def test_compile_and_config_write_what_they_say(

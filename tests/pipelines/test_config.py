@@ -118,3 +118,9 @@ def test_component_configs_are_consistent() -> None:
     assert isinstance(evaluate, EvaluateConfig)
     assert evaluate.num_threads == 2
     assert load_run_config("smoke", {"num_threads": 2, "evaluate.num_threads": 1}).evaluate_config().num_threads == 1
+
+
+def test_only_the_first_stage_starts_from_given_weights() -> None:
+    config = load_run_config("smoke", {"start_from": "work/weights/stage3"})
+    starts = [config.train_config(stage.name).start_from for stage in config.stages]
+    assert starts == ["work/weights/stage3", None, None]

@@ -1,0 +1,137 @@
+"""Shows a plan: one table for each stage, one for the schedule, and what it takes on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from model.batch_sizes import kept_buckets, squarest
+from model.cost import GIB, Pair, pair_of
+from pipelines.plan import RunPlan, StagePlan
+
+
+def print_plan(plan: RunPlan, console: Console) -> None:
+    """Everything about a plan.
+
+    `share` is a bucket's part of the stage's time if every bucket gave equally many batches; how many it really gives
+    depends on the clips. The schedule rests on the same mean.
+    """
+    config = plan.config
+    console.print(f"[b]{config.preset}[/]: {config.description}")
+    console.print(f"{plan.device}; network {_network(plan)}")
+    for stage in plan.stages:
+        console.print()
+        console.print(_stage_table(plan, stage))
+        listed, planned = (stage.imbalance(sizes) for sizes in (stage.listed, stage.choice.batch_sizes))
+        console.print(f"imbalance (longest over mean step): {listed:.2f} listed, {planned:.2f} planned")
+        if stage.worst_error is not None:
+            console.print(f"predictions from the small batches were within {stage.worst_error:.0%} of the planned ones")
+        for resolution, num_frames in stage.choice.bound_by_memory:
+            console.print(f"{resolution} x {num_frames}: no more fits into the memory")
+    console.print()
+    console.print(_schedule_table(plan))
+    console.print("training steps only: latents and text features are encoded once, before")
+    _print_storage(plan, console)
+    if not config.trainable_here:
+        console.print("This preset is checked and planned only; training it takes a cluster.")
+
+
+def _stage_table(plan: RunPlan, stage: StagePlan) -> Table:
+    unit = "s" if plan.in_seconds else "TFLOP"
+    table = _table(
+        f"{stage.stage.name}: {stage.stage.steps} steps", "resolution", "frames", "size", "keep", "listed", "tokens",
+        "planned", f"listed {unit}", f"planned {unit}", "memory GiB", "share",
+    )  # fmt: skip
+    sizes = stage.choice.batch_sizes
+    groups = kept_buckets(stage.stage.buckets)
+    total = sum(stage.cost.seconds(squarest(group), sizes[pair]) for pair, group in groups.items())
+    for resolution, num_frames in stage.stage.buckets.pairs:
+        keep_prob, _ = stage.stage.buckets.buckets[resolution][num_frames]
+        group = groups.get((resolution, num_frames))
+        if group is None:
+            table.add_row(resolution, str(num_frames), "", f"{keep_prob:g}", "-", "", "", "", "", "", "barrier")
+            continue
+        bucket = squarest(group)
+        listed, planned = stage.listed[pair_of(bucket)], sizes[pair_of(bucket)]
+        seconds = stage.cost.seconds(bucket, planned)
+        memory = max(stage.cost.peak_bytes(other, planned) for other in group) / GIB
+        table.add_row(
+            resolution, str(num_frames), f"{bucket.height}x{bucket.width}", f"{keep_prob:g}", str(listed),
+            str(stage.cost.workload.tokens(bucket)), str(planned), f"{stage.cost.seconds(bucket, listed):.3g}",
+            f"{seconds:.3g}", f"{memory:.3g}" if plan.in_seconds else "", f"{seconds / total:.1%}",
+        )  # fmt: skip
+    return table
+
+
+def _schedule_table(plan: RunPlan) -> Table:
+    gpus, price = plan.options.gpus, plan.options.price_per_gpu_hour
+    columns = ["stage", "steps", "batch sizes", "samples"]
+    if plan.in_seconds:
+        columns += ["mean step s", "GPU-hours", "if ranks wait"]
+        columns += ["cost"] if price is not None else []
+    else:
+        columns += ["PFLOP per rank"]
+    table = _table(f"schedule on {gpus} {'rank' if gpus == 1 else 'ranks'}", *columns)
+    for stage in plan.stages:
+        for name, sizes in _both(stage).items():
+            row = [stage.stage.name, str(stage.stage.steps), name, f"{stage.samples(sizes, gpus):.3g}"]
+            table.add_row(*row, *_amounts(plan, [(stage, sizes)]))
+    steps = str(sum(stage.stage.steps for stage in plan.stages))
+    for name in ("listed", "planned"):
+        parts = [(stage, _both(stage)[name]) for stage in plan.stages]
+        samples = sum(stage.samples(sizes, gpus) for stage, sizes in parts)
+        table.add_row("total", f"{steps} steps", name, f"{samples:.3g}", *_amounts(plan, parts), style="bold")
+    return table
+
+
+def _both(stage: StagePlan) -> dict[str, Mapping[Pair, int]]:
+    return {"listed": stage.listed, "planned": stage.choice.batch_sizes}
+
+
+def _amounts(plan: RunPlan, parts: list[tuple[StagePlan, Mapping[Pair, int]]]) -> list[str]:
+    """Mean step, GPU-hours, the same if ranks with different buckets wait for the longest, and their price."""
+    steps = sum(stage.stage.steps for stage, _ in parts)
+    work = sum(stage.mean_step(sizes) * stage.stage.steps for stage, sizes in parts)
+    if not plan.in_seconds:
+        return [f"{work / 1e3:.3g}"]
+    hours = sum(plan.gpu_hours(stage, sizes) for stage, sizes in parts)
+    waiting = sum(plan.gpu_hours(stage, sizes) * stage.imbalance(sizes) for stage, sizes in parts)
+    price = plan.options.price_per_gpu_hour
+    money = [] if price is None else [f"{hours * price:,.2f}"]
+    return [f"{work / steps:.3g}", _hours(hours), _hours(waiting), *money]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:.3g}"
+
+
+def _print_storage(plan: RunPlan, console: Console) -> None:
+    one, kept = plan.checkpoint_bytes, plan.checkpoints_kept
+    console.print(f"one checkpoint {_size(one)} (weights, moving average, optimizer); {kept} kept: {_size(kept * one)}")
+    text = plan.text_bytes()
+    latents = _size(plan.latents_bytes())
+    if text is None:
+        console.print(f"latents: at most {latents}, if every sample were another crop; --clips tells more")
+    else:
+        console.print(f"latents: at most {latents}; text features: {_size(text)}")
+
+
+def _size(num_bytes: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1e6:.3g} MB"
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("resolution", "stage", "batch sizes") else "right")
+    return table
+
+
+def _network(plan: RunPlan) -> str:
+    network = plan.config.network
+    return f"{network.depth} blocks of width {network.hidden_size}, {network.num_heads} heads"

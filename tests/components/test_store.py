@@ -10,7 +10,8 @@ import pytest
 
 from components import store
 from components.errors import KinoflowError
-from components.store import ObjectMissing, StoredObject, StoreError
+from components.store import ObjectMissing, StoredObject, StoreError, parts
+from components.store.failures import sentences
 from tests.conftest import S3Server
 
 AWKWARD_KEYS = [
@@ -65,8 +66,8 @@ def test_files_go_up_and_come_down_whole(prefix: str, tmp_path: Path) -> None:
 def test_a_large_object_goes_in_parts(s3_server: S3Server, tmp_path: Path) -> None:
     source = tmp_path / "source"
     with source.open("wb") as file:
-        file.truncate(store.MULTIPART_BYTES + 12345)
-        file.seek(store.MULTIPART_BYTES)
+        file.truncate(parts.PART_BYTES + 12345)
+        file.seek(parts.PART_BYTES)
         file.write(b"end")
     uri = s3_server.bucket() + "/big"
     store.upload(source, uri)
@@ -111,7 +112,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence() -> None:
     full = Path("/dev/full")
-    with pytest.raises(StoreError, match="disk is full"), store._sentences("write", "/x"), full.open("wb") as file:
+    with pytest.raises(StoreError, match="disk is full"), sentences("write", "/x"), full.open("wb") as file:
         file.write(b"x")
 
 
@@ -155,6 +156,7 @@ def test_an_absent_server_is_one_sentence(s3_server: S3Server, monkeypatch: pyte
         port = free.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("KINOFLOW_STORE_PATIENCE_S", "0")
     with pytest.raises(StoreError, match=rf"127\.0\.0\.1:{port} did not answer.*AWS_ENDPOINT_URL_S3"):
         store.exists("s3://bucket/x")
 

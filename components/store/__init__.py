@@ -18,10 +18,11 @@ from components.store import parts
 from components.store.content import BytesContent, Content, FileContent, Transferred, ranges
 from components.store.failures import ObjectMissing, StoreError, sentences
 from components.store.parts import PendingUpload
-from components.store.s3 import outage_s, request, split_s3
+from components.store.s3 import StoreSettings, outage_s, request, split_s3
 
 __all__ = [
-    "BytesContent", "Content", "FileContent", "ObjectMissing", "PendingUpload", "StoreError", "StoredObject",
+    "BytesContent", "Content", "FileContent", "ObjectMissing", "PendingUpload", "StoreError", "StoreSettings",
+    "StoredObject",
     "Transferred", "abort", "checksum", "delete", "download", "ensure_bucket", "exists", "is_s3", "join",
     "list_objects", "outage_s", "pending_uploads", "read_bytes", "read_range", "remove_empty_folders", "safe_key",
     "split_s3", "upload", "write", "write_bytes",

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from components.store.content import Content, Transferred, ranges
@@ -34,7 +34,7 @@ GONE = "NoSuchUpload"
 
 
 class _UploadGoneError(Exception):
-    """The server no longer knows the upload: it was restarted, or somebody cleaned up."""
+    """The upload cannot be gone on with: the server has forgotten it, or its parts are of other bytes."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def put(uri: str, content: Content) -> Transferred:
         try:
             return _Upload(uri, content).send()
         except _UploadGoneError:
-            logger.warning("The object store has forgotten the begun upload of %s; it starts anew.", uri)
-    raise StoreError(f"Could not write {uri}: the object store forgot the begun upload {MAX_RESTARTS} times.")
+            logger.warning("The begun upload of %s cannot be gone on with; it starts anew.", uri)
+    raise StoreError(f"Could not write {uri}: the object store has lost the begun upload {MAX_RESTARTS} times.")
 
 
 def part_bytes(size_bytes: int) -> int:
@@ -119,7 +119,10 @@ class _Upload:
     def _send_part(self, piece: tuple[int, bytes]) -> CompletedPartTypeDef:
         number, data = piece
         md5 = hashlib.md5(data, usedforsecurity=False)
-        if self.there.get(number) == md5.hexdigest():
+        if number in self.there:
+            if self.there[number] != md5.hexdigest():  # not every server lets a part be replaced
+                abort_upload(PendingUpload(self.uri, self.upload_id, datetime.now(UTC)))
+                raise _UploadGoneError
             return {"PartNumber": number, "ETag": f'"{self.there[number]}"'}
         answer = self._ask(
             lambda s3: s3.upload_part(

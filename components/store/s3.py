@@ -135,14 +135,15 @@ def request(action: str, uri: str, ask: Callable[[S3Client], T]) -> T:
 
 def is_outage(error: BaseException) -> bool:
     """Whether the same request may succeed later without anybody mending anything."""
-    from botocore.exceptions import ClientError, HTTPClientError, IncompleteReadError, ResponseStreamingError, SSLError
+    from botocore import exceptions
 
-    if isinstance(error, ClientError):
+    if isinstance(error, exceptions.ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         return error_code(error) in PASSING_CODES or status in PASSING_STATUS
-    if isinstance(error, SSLError):
+    if isinstance(error, exceptions.SSLError):
         return False
-    return isinstance(error, HTTPClientError | IncompleteReadError | ResponseStreamingError)
+    passing = exceptions.ConnectionError | exceptions.HTTPClientError | exceptions.IncompleteReadError
+    return isinstance(error, passing | exceptions.ResponseStreamingError)
 
 
 def error_code(error: Any) -> str:

@@ -111,8 +111,9 @@ def request(action: str, uri: str, ask: Callable[[S3Client], T]) -> T:
         retry=retry_if_exception(is_outage), stop=stop_before_delay(patience_s), reraise=True,
         wait=wait_random_exponential(multiplier=0.5, max=MAX_PAUSE_S), before_sleep=_say(action, uri, patience_s),
     )  # fmt: skip
+    away = False
     try:
-        answer = retrying(lambda: ask(_client()))
+        return retrying(lambda: ask(_client()))
     except NoCredentialsError as error:
         raise StoreError(
             f"Could not {action} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
@@ -120,17 +121,22 @@ def request(action: str, uri: str, ask: Callable[[S3Client], T]) -> T:
     except ClientError as error:
         raise _answered(action, uri, error) from error
     except BotoCoreError as error:
+        away = True
         raise StoreError(
             f"Could not {action} {uri}: the object store at {_endpoint()} did not answer for "
             f"{time.monotonic() - began_s:.0f} s ({type(error).__name__}); check that it runs and that "
             "AWS_ENDPOINT_URL_S3 is right."
         ) from error
-    if retrying.statistics["attempt_number"] > 1:
-        waited_s = time.monotonic() - began_s
-        with _Shared.lock:
-            _Shared.outage_s += waited_s
+    finally:
+        if retrying.statistics.get("attempt_number", 1) > 1:
+            _count(time.monotonic() - began_s, away)
+
+
+def _count(waited_s: float, away: bool) -> None:
+    with _Shared.lock:
+        _Shared.outage_s += waited_s
+    if not away:
         logger.warning("The object store at %s answers again after %.0f s.", _endpoint(), waited_s)
-    return answer
 
 
 def is_outage(error: BaseException) -> bool:

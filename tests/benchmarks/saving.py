@@ -50,18 +50,19 @@ def measure_saving(scratch: Path, settings: Settings) -> list[Figure]:
 def measure_standstill(settings: Settings) -> tuple[list[Figure], Trainer]:
     """Time the loop is blocked by a save, and how much slower products are while it goes on in the background."""
     trainer = make_trainer(settings.toy)
-    blocked_s, saving_s, slowed = [], [], []
+    blocked_s, computed_s, saving_s, slowed = [], [], [], []
     free = _products_per_s(lambda: False, 0.2 if settings.toy else 5.0)
     with AsyncCheckpoints(StageCheckpoints(f"{BUCKET}/standstill", {}, {}), keep=1) as saver:
         for turn in range(settings.rounds + 1):
             trainer.step = turn
-            began_s = time.perf_counter()
+            began_s, began_cpu_s = time.perf_counter(), time.thread_time()
             saver.save(trainer.state(), {}, {})
-            held_s = time.perf_counter() - began_s
+            held_s, held_cpu_s = time.perf_counter() - began_s, time.thread_time() - began_cpu_s
             busy = _products_per_s(lambda: saver._running is not None and saver._running.done(), 600.0)
             saver.wait()
             if turn:  # the first save takes the memory that the others use again
                 blocked_s.append(held_s)
+                computed_s.append(held_cpu_s)
                 saving_s.append(time.perf_counter() - began_s)
                 slowed.append(busy / free)
     percent = [100 * (held + max(0.0, whole - INTERVAL_S)) / INTERVAL_S for held, whole in zip(blocked_s, saving_s)]
@@ -69,6 +70,7 @@ def measure_standstill(settings: Settings) -> tuple[list[Figure], Trainer]:
     return [
         _median(f"{size}: loop blocked at one checkpoint a minute", percent, "%"),
         _median(f"{size}: loop blocked by a save", blocked_s, "s"),
+        _median(f"{size}: processor time of the loop in a save", computed_s, "s"),
         _median(f"{size}: save in the background", saving_s, "s"),
         _median(f"{size}: products while a save goes on over products alone", slowed, "x"),
     ], trainer

@@ -200,8 +200,8 @@ class PartedTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         """The whole tensor."""
         pieces = [(handle.get_tensor(name), offsets) for handle, offsets in self._pieces[name]]
-        first, offsets = pieces[0]
-        if len(pieces) == 1 and not any(offsets):
+        first: Tensor = pieces[0][0]
+        if len(pieces) == 1 and not any(pieces[0][1]):
             return first
         sizes = [[start + length for start, length in zip(at, piece.shape)] for piece, at in pieces]
         whole = torch.empty([max(ends) for ends in zip(*sizes)], dtype=first.dtype)

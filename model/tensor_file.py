@@ -76,5 +76,4 @@ class TensorFile:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    array = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(array)
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data

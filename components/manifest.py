@@ -1,18 +1,20 @@
 """The one format of every output: a prefix whose `manifest.json`, written last, makes it visible at once.
 
-A prefix without a manifest does not exist. One whose files do not match it is refused with the name of the file.
+A prefix without a manifest does not exist. One whose files do not match it is refused with the name of the file. While
+files are being written a note, `publishing.json`, names them: what a killed process leaves is known as ours by it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
@@ -20,7 +22,10 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from components import store
 from components.errors import KinoflowError
 
-NAME = "manifest.json"
+logger = logging.getLogger(__name__)
+
+NAME, NOTE = "manifest.json", "publishing.json"
+USED_BY = "used-by"
 FORMAT_VERSION = 1
 
 
@@ -34,6 +39,14 @@ class FileEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     size_bytes: int
     sha256: str
+
+
+class Note(BaseModel):
+    """What is being written below a prefix and has no manifest yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    kind: str
+    files: tuple[str, ...]
 
 
 class Manifest(BaseModel):
@@ -104,32 +117,118 @@ def publish(
         config: what shaped it; only its digest is stored.
         inputs: digest of each input by name.
     """
-    with _staging(out) as directory:
+    with _staging() as directory:
         publication = Publication(directory)
         yield publication
-        files = {
-            path.relative_to(directory).as_posix(): FileEntry(size_bytes=path.stat().st_size, sha256=sha256_file(path))
-            for path in sorted(directory.rglob("*"))
-            if path.is_file()
-        }
-        manifest = Manifest(
-            kind=kind,
-            files=files,
-            inputs=dict(sorted(inputs.items())),
-            config_digest=digest_of(config),
-            code_version=code_version(),
-            facts=publication.facts,
-            annotations=publication.annotations,
+        paths = {p.relative_to(directory).as_posix(): p for p in sorted(directory.rglob("*")) if p.is_file()}
+        publication.manifest = _replace(
+            out,
+            _draft(kind, config, inputs, publication.facts, publication.annotations),
+            list(paths),
+            lambda name, uri: store.upload(paths[name], uri),
         )
-        stale = _listed(out) - set(files)
-        store.delete(store.join(out, NAME))
-        for name in files:
-            store.upload(directory / name, store.join(out, name))
-        for name in stale:
-            store.delete(store.join(out, name))
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
-        store.write_bytes(store.join(out, NAME), text.encode())
-        publication.manifest = manifest
+
+
+def publish_files(
+    out: str,
+    kind: str,
+    files: Mapping[str, store.Content],
+    *,
+    config: BaseModel | Mapping[str, JsonValue],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, JsonValue],
+    annotations: Mapping[str, str],
+    others: Callable[[], Mapping[str, FileEntry]] = dict,
+) -> Manifest:
+    """Publish contents as one prefix without a copy on this machine: each byte is read, hashed and sent once.
+
+    Args:
+        out, kind, config, inputs: as for `publish`.
+        files: contents by name.
+        facts, annotations: of the manifest.
+        others: called when all files are there; gives the entries of files that other processes have written below the
+            same prefix, once they are there.
+    """
+    draft = _draft(kind, config, inputs, facts, annotations)
+    return _replace(out, draft, list(files), lambda name, uri: store.write(uri, files[name]), others)
+
+
+def _draft(
+    kind: str,
+    config: BaseModel | Mapping[str, JsonValue],
+    inputs: Mapping[str, str],
+    facts: Mapping[str, JsonValue],
+    annotations: Mapping[str, str],
+) -> Manifest:
+    return Manifest(
+        kind=kind,
+        files={},
+        inputs=dict(sorted(inputs.items())),
+        config_digest=digest_of(config),
+        code_version=code_version(),
+        facts=dict(facts),
+        annotations=dict(annotations),
+    )
+
+
+def _replace(
+    out: str,
+    draft: Manifest,
+    names: Iterable[str],
+    write: Callable[[str, str], store.Transferred],
+    others: Callable[[], Mapping[str, FileEntry]] = dict,
+) -> Manifest:
+    """Put files in the place of what was published at `out`: note first, manifest last."""
+    names = sorted(names)
+    before = _listed(out)
+    announce(out, draft.kind, names)
+    store.delete(store.join(out, NAME))
+    entries = {}
+    for name in names:
+        sent = write(name, store.join(out, name))
+        entries[name] = FileEntry(size_bytes=sent.size_bytes, sha256=sent.sha256)
+    entries |= others()
+    for name in before - entries.keys():
+        store.delete(store.join(out, name))
+    manifest = draft.model_copy(update={"files": dict(sorted(entries.items()))})
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
+    store.write_bytes(store.join(out, NAME), text.encode())
+    store.delete(store.join(out, NOTE))
+    return manifest
+
+
+def announce(out: str, kind: str, names: Iterable[str]) -> None:
+    """Note which files are about to be written below a prefix."""
+    note = Note(kind=kind, files=tuple(names))
+    store.write_bytes(store.join(out, NOTE), note.model_dump_json().encode())
+
+
+def read_note(uri: str) -> Note | None:
+    """What is being written below a prefix, or was when its writer was killed; None when nothing is."""
+    try:
+        note = Note.model_validate_json(store.read_bytes(store.join(uri, NOTE)))
+    except (store.ObjectMissing, ValidationError):
+        return None
+    for name in note.files:
+        store.safe_key(name)
+    return note
+
+
+def pin(uri: str, used_by: str) -> None:
+    """Record beside an output that something was made from it, so that no clean-up removes it.
+
+    A store that refuses the record (a prefix that may only be read) is no reason to stop.
+    """
+    name = f"{hashlib.sha256(used_by.encode()).hexdigest()[:16]}.json"
+    try:
+        store.write_bytes(store.join(uri, USED_BY, name), json.dumps({"used_by": used_by}).encode())
+    except store.StoreError as error:
+        logger.warning("%s cannot be marked as used: %s", uri, error)
+
+
+def is_pinned(uri: str) -> bool:
+    """Whether something was made from this output."""
+    return bool(store.list_objects(store.join(uri, USED_BY)))
 
 
 def _listed(out: str) -> set[str]:
@@ -141,7 +240,7 @@ def _listed(out: str) -> set[str]:
 
 
 @contextmanager
-def _staging(out: str) -> Iterator[Path]:
+def _staging() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="kinoflow-"))
     try:
         yield directory
@@ -183,13 +282,11 @@ def reusable(
 
 def verify(uri: str) -> list[str]:
     """One sentence for each file of the prefix that is missing or differs; empty when all is well."""
-    manifest = load(uri)
-    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
-        faults = []
-        for name, entry in manifest.files.items():
-            fault = _fetch(uri, name, entry, Path(scratch) / "file")
-            faults += [fault] if fault else []
-        return faults
+    faults = []
+    for name, entry in load(uri).files.items():
+        fault = _fault(uri, name, entry, store.checksum)
+        faults += [fault] if fault else []
+    return faults
 
 
 def fetch(uri: str, directory: Path, names: list[str] | None = None, *, kind: str | None = None) -> Manifest:
@@ -204,17 +301,17 @@ def fetch(uri: str, directory: Path, names: list[str] | None = None, *, kind: st
     for name in manifest.files if names is None else names:
         if name not in manifest.files:
             raise ManifestError(f"{uri} holds no file {name!r}.")
-        fault = _fetch(uri, name, manifest.files[name], directory / name)
+        fault = _fault(uri, name, manifest.files[name], partial(store.download, path=directory / name))
         if fault:
             raise ManifestError(fault)
     return manifest
 
 
-def _fetch(uri: str, name: str, entry: FileEntry, path: Path) -> str | None:
+def _fault(uri: str, name: str, entry: FileEntry, read: Callable[[str], store.Transferred]) -> str | None:
     try:
-        store.download(store.join(uri, name), path)
+        found = read(store.join(uri, name))
     except store.ObjectMissing:
         return f"{store.join(uri, name)} is missing although the manifest lists it; make this output again."
-    if path.stat().st_size != entry.size_bytes or sha256_file(path) != entry.sha256:
+    if (found.size_bytes, found.sha256) != (entry.size_bytes, entry.sha256):
         return f"{store.join(uri, name)} does not match its manifest (size or SHA-256); make this output again."
     return None

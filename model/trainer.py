@@ -10,7 +10,7 @@ import hashlib
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import Batch
-from model.checkpoint import Progress, TrainingState
+from model.checkpoint import Part, Progress, TrainingState
 from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig
 from model.ema import EMA
 from model.geometry import num_tokens
+from model.host_memory import HostMemory
 from model.mask_config import MaskRatios
 from model.masks import sample_frame_masks
 from model.metrics import LogPoint, training_flops
 from model.optimizer_config import OptimizerConfig
-from model.parallel import Ranks, gathered, load_whole, mean_over_ranks, whole_state
+from model.parallel import Ranks, gathered, load_whole, mean_over_ranks
 from model.process import build_process
 from model.stdit2 import STDiT2
 
@@ -48,6 +49,7 @@ class TrainerOptions:
         precision: "bf16" computes under autocast; the weights stay float32.
         log_every, save_every: in steps; the last step is always logged and saved.
         parent: digest of the checkpoint the stage started from, recorded in its own.
+        sharded_state: each rank's state holds its own share of the optimizer instead of the first rank's all of it.
     """
 
     stage: str
@@ -61,6 +63,7 @@ class TrainerOptions:
     log_every: int = 10
     save_every: int = 500
     parent: str | None = None
+    sharded_state: bool = False
 
 
 class TrainingDivergedError(ValueError):
@@ -104,6 +107,7 @@ class Trainer:
             settings.weight_decay, fused=True,
         )  # fmt: skip
         self._generator = torch.Generator()
+        self._host = HostMemory()
         self._skipped_in_a_row = 0
 
     # --- state ---------------------------------------------------------------------------------------------
@@ -117,12 +121,22 @@ class Trainer:
             for moment in MOMENTS
             if parameter in self._optimizer.state
         }
-        weights = whole_state(self.network.state_dict())
+        copy, part = self._host.lease(), None
+        whole = self.ranks.is_first or not options.sharded_state
+        weights = copy.whole("weights", self.network.state_dict(), keep=whole)
+        ema = copy.whole("ema", self.ema.shadow, keep=whole)
+        if options.sharded_state:
+            optimizer, offsets = copy.own("optimizer", moments)
+            part = Part(self.ranks.rank, self.ranks.world_size, offsets)
+        else:
+            optimizer = copy.whole("optimizer", moments)
         return TrainingState(
             config=self.network.config,
             weights=weights,
-            ema=weights | whole_state(self.ema.shadow),
-            optimizer=whole_state(moments),
+            ema=weights | ema,
+            optimizer=optimizer,
+            part=part,
+            release=copy.release,
             progress=Progress(
                 stage=options.stage,
                 step=self.step,
@@ -161,7 +175,7 @@ class Trainer:
         if carry_optimizer:
             self._load_moments(state.optimizer)
 
-    def _load_moments(self, moments: dict[str, Tensor]) -> None:
+    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
         for name, parameter in self._trainable.items():
             if f"{name}.step" not in moments:
                 continue

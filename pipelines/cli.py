@@ -190,18 +190,36 @@ def verify(
 
     Examples: `kinoflow verify work/bucket`, `kinoflow exec -- kinoflow verify s3://kinoflow/runs/demo`
     """
-    from components import manifest, store
+    from pipelines.upkeep import verify_below
 
-    names = [o.key for o in store.list_objects(uri) if o.key.rsplit("/", 1)[-1] == manifest.NAME]
-    if not names:
-        raise manifest.ManifestError(f"Nothing is published at or below {uri} (no {manifest.NAME}).")
-    prefixes = [store.join(uri, name.removesuffix(manifest.NAME)).rstrip("/") for name in names]
-    faults = [fault for prefix in prefixes for fault in manifest.verify(prefix)]
+    count, faults = verify_below(uri)
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
         raise typer.Exit(EXIT_FAILED)
-    typer.echo(f"{len(prefixes)} outputs are whole")
+    typer.echo(f"{count} outputs are whole")
+
+
+@app.command()
+def gc(
+    root: Annotated[str, typer.Argument(help="URI below which outputs lie: all runs, one run, or one stage.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go and remove nothing.")] = False,
+    keep_last: Annotated[int, typer.Option(min=1, help="Newest checkpoints kept of each stage.")] = 2,
+    keep_every: Annotated[int | None, typer.Option(min=1, help="Keep the checkpoints of every so many steps.")] = None,
+    grace_hours: Annotated[float, typer.Option(min=0, help="Unfinished things younger than this stay.")] = 24.0,
+) -> None:
+    """Remove superseded checkpoints and what killed processes have left; ask nothing, say everything.
+
+    A checkpoint stays when a later stage, a report or a registered model came from it, and so does the last whole one
+    of each stage.
+
+    Examples: `kinoflow gc work --dry-run`, `kinoflow exec -- kinoflow gc s3://kinoflow/runs --keep-last 1`
+    """
+    from components.collect import Retention
+    from pipelines.upkeep import collect_garbage
+
+    retention = Retention(keep_last=keep_last, keep_every=keep_every, grace_h=grace_hours)
+    collect_garbage(root, retention, dry_run=dry_run, console=_console())
 
 
 @app.command()

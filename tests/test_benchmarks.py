@@ -15,7 +15,12 @@ EXPECTED = {
     Benchmark.NETWORK: ("over a 64-square matmul, FLOP/s", "ours over the peer, steps/s", "videos 1 x 4 x 32 x 32"),
     Benchmark.BUCKETS: ("at once over one by one, stage 1 table", "at once over one by one, keep = 1"),
     Benchmark.CURATE: ("time of the stage over decoding to full-size RGB",),
-    Benchmark.STORAGE: ("shards: reading over one .npy file a sample", "save and publish over plain copy"),
+    Benchmark.STORAGE: (
+        "shards: reading over one .npy file a sample",
+        "save and publish over plain copy",
+        "loop blocked at one checkpoint a minute",
+        "SIGKILL in the middle of a save",
+    ),
     Benchmark.PLANNER: ("longest over mean step, planned", "step time, predicted over measured"),
     Benchmark.SAMPLING: ("one sample: guidance in one pass over two", "one guided sample"),
 }

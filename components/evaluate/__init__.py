@@ -238,3 +238,4 @@ def _track(
     tags = {"checkpoint": checkpoint, "checkpoint_digest": report.checkpoint_digest, "stage": report.stage}
     tracker.set_tags(tags)
     tracker.register_model(config.registered_model, checkpoint, config.alias, tags)
+    manifest.pin(checkpoint, f"models:/{config.registered_model}@{config.alias}")

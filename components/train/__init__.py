@@ -6,6 +6,7 @@ Killed at any moment and started again, it goes on from the newest good checkpoi
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +24,8 @@ from components.plan_file import PlanFile, training_plan
 from components.shards import INDEX, INDEX_FILE
 from components.tracking import Tracker, open_tracker
 from components.train.checkpoints import KIND, StageCheckpoints
-from components.train.report import REPORT, History, TrainReport, read_report, write_report
+from components.train.report import HISTORY, REPORT, History, TrainReport, read_report, write_report
+from components.train.saving import AsyncCheckpoints
 from model.checkpoint import TrainingState, load_checkpoint
 from model.config import STDiT2Config
 from model.metrics import LogPoint
@@ -128,6 +130,8 @@ class _Stage:
             trainer.restore(state)
             logger.info("going on from %s", self.checkpoints.uri(trainer.step))
         elif self.parent is not None and not self._starts_from_weights:
+            if self.ranks.is_first:
+                manifest.pin(self.parent, self.out)
             manifest.fetch(self.parent, scratch / "parent", kind=KIND)
             try:
                 before = load_checkpoint(scratch / "parent")
@@ -165,6 +169,7 @@ class _Stage:
             log_every=config.log_every,
             save_every=config.checkpoint_every,
             parent=self.parent_digest,
+            sharded_state=config.parallel == "fsdp",
         )
 
     def _open_batches(self, folder: Path) -> BatchReader:
@@ -195,7 +200,9 @@ class _Stage:
         if trainer.step == self.config.steps:
             self.published = self.checkpoints.complete(trainer.step)
             return
+        attempt = agreed(secrets.randbits(62), self.ranks)
         with (
+            AsyncCheckpoints(self.checkpoints, keep=self.config.keep_checkpoints, attempt=attempt) as saver,
             self._open_batches(scratch / "data") as batches,
             progress.task(f"train {self.config.name}", self.config.steps) as task,
         ):
@@ -206,25 +213,32 @@ class _Stage:
                 self.tracker.log_metrics(point.rates(), point.step)
                 task.update(point.step, f"loss {point.loss:.4f}")
 
-            trainer.fit(batches.read, log=log, save=self._save)
+            trainer.fit(batches.read, log=log, save=lambda state: self._save(state, saver))
+            self.published = saver.wait()
 
-    def _save(self, state: TrainingState) -> None:
-        """Publish a checkpoint and everything that must be known to go on after it."""
+    def _save(self, state: TrainingState, saver: AsyncCheckpoints) -> None:
+        """Begin to publish a checkpoint and everything that must be known to go on after it."""
         if not self.ranks.is_first:
+            if state.part is None:
+                state.release()
+            else:
+                saver.save(state, {}, {})
             return
         self.history.seconds = self.seconds_before + time.monotonic() - self.started_s
         self.history.mlflow_run_id = self.tracker.run_id(timeout_s=10) or self.history.mlflow_run_id
-        self.history.write(self.out)
         facts: dict[str, JsonValue] = {
             "stage": self.config.name,
             "step": state.progress.step,
             "parameters": sum(tensor.numel() for tensor in state.weights.values()),
         }
         annotations = {"data": self.data, "parent": self.parent or "", "mlflow_run_id": self.history.mlflow_run_id}
-        self.published = self.checkpoints.publish(state, facts=facts, annotations=annotations)
         uri = self.checkpoints.uri(state.progress.step)
-        self.tracker.set_tags({"kinoflow.checkpoint": uri, "kinoflow.checkpoint_digest": self.published.digest})
-        self.checkpoints.prune(self.config.keep_checkpoints)
+
+        def tell(published: Manifest) -> None:
+            self.tracker.set_tags({"kinoflow.checkpoint": uri, "kinoflow.checkpoint_digest": published.digest})
+
+        beside = {HISTORY: self.history.model_dump_json().encode()}
+        saver.save(state, facts, annotations, beside=beside, then=tell)
 
     # --- after -------------------------------------------------------------------------------------------------
 

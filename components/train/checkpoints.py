@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ from pydantic import JsonValue
 from components import manifest, store
 from components.config import TrainConfig
 from components.manifest import Manifest, ManifestError
-from model.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from components.train.parts import wait_for_parts, write_part
+from model.checkpoint import TrainingState, checkpoint_files, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -53,16 +55,32 @@ class StageCheckpoints:
         return store.join(self.out, f"step-{step:08d}")
 
     def publish(
-        self, state: TrainingState, *, facts: Mapping[str, JsonValue], annotations: Mapping[str, str]
-    ) -> Manifest:
-        """Publish one checkpoint; it becomes visible at once or not at all."""
+        self, state: TrainingState, *, facts: Mapping[str, JsonValue], annotations: Mapping[str, str], attempt: int = 0
+    ) -> Manifest | None:
+        """Publish one checkpoint; it becomes visible at once or not at all.
+
+        Args:
+            state: whole, or this rank's share of it.
+            facts, annotations: of the manifest.
+            attempt: tells this launch of the ranks from others, where they save shares.
+
+        Returns:
+            The manifest; None on a rank that only writes its share, which the first rank publishes.
+        """
         uri = self.uri(state.progress.step)
-        with manifest.publish(uri, KIND, config=self.config, inputs=self.inputs) as publication:
-            save_checkpoint(publication.directory, state)
-            publication.facts.update(facts)
-            publication.annotations.update(annotations)
-        assert publication.manifest is not None
-        return publication.manifest
+        if state.part is not None and state.part.index > 0:
+            write_part(uri, state, attempt)
+            return None
+        return manifest.publish_files(
+            uri,
+            KIND,
+            {n: store.BytesContent(c) if isinstance(c, bytes) else c for n, c in checkpoint_files(state).items()},
+            config=self.config,
+            inputs=self.inputs,
+            facts=facts,
+            annotations=annotations,
+            others=lambda: wait_for_parts(uri, state, attempt),
+        )
 
     def complete(self, step: int) -> Manifest | None:
         """The manifest of that step's checkpoint if it is this stage's and all its files are there."""
@@ -78,34 +96,49 @@ class StageCheckpoints:
             scratch: local folder to copy it into.
         """
         for step in sorted(self._steps(), reverse=True):
-            if not self._is_ours(step):
-                logger.warning("%s is of another configuration, data or code, or incomplete: not used.", self.uri(step))
-                continue
             folder = scratch / f"step-{step:08d}"
             try:
+                if not self._is_ours(step):
+                    logger.warning("%s is of another configuration, data or code: not used.", self.uri(step))
+                    continue
                 manifest.fetch(self.uri(step), folder, kind=KIND)
                 return step, load_checkpoint(folder)
-            except ManifestError as error:
+            except (ManifestError, ValueError) as error:
+                shutil.rmtree(folder, ignore_errors=True)
                 logger.warning("%s Training goes on from the checkpoint before it.", error)
         return None
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest `keep` of this stage's checkpoints, each manifest first."""
-        ours = [step for step in sorted(self._steps()) if self._is_ours(step)]
-        for step in ours[:-keep]:
+    def prune(self, keep: int, keep_every: int | None = None) -> None:
+        """Delete this stage's checkpoints, each manifest first, but for those still of use.
+
+        Args:
+            keep: the newest whole ones that stay.
+            keep_every: those of steps that this divides stay as well.
+
+        What something was made from (`manifest.pin`) stays, and so does everything when nothing newer is whole.
+        """
+        ours = [step for step in sorted(self._steps()) if self._seems_ours(step)]
+        whole = [step for step in ours if self.complete(step) is not None]
+        for step in [step for step in ours if whole and step < whole[-keep:][0]]:
             uri = self.uri(step)
+            if (keep_every and step % keep_every == 0) or manifest.is_pinned(uri):
+                continue
             store.delete(store.join(uri, manifest.NAME))
             for item in store.list_objects(uri):
                 store.delete(store.join(uri, item.key))
+            store.remove_empty_folders(uri)
 
     def _steps(self) -> set[int]:
         folders = {item.key.split("/")[0] for item in store.list_objects(self.out)}
         return {int(match[1]) for match in map(STEP_FOLDER.fullmatch, folders) if match}
 
     def _is_ours(self, step: int) -> bool:
-        try:
-            found = manifest.load(self.uri(step))
-        except ManifestError:
-            return False
+        found = manifest.load(self.uri(step))
         wanted = (manifest.digest_of(self.config), dict(self.inputs), manifest.code_version())
         return (found.config_digest, found.inputs, found.code_version) == wanted
+
+    def _seems_ours(self, step: int) -> bool:
+        try:
+            return self._is_ours(step)
+        except ManifestError:
+            return False

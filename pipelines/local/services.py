@@ -25,6 +25,7 @@ from typing import Any
 
 import psutil
 
+from components import store
 from components.errors import KinoflowError
 from pipelines.local.supervisor import HOME_VARIABLE, NAME_VARIABLE, lease_path, log_path, state_path
 from pipelines.waiting import http_status, wait_for_http
@@ -301,7 +302,11 @@ def _exported(environment: dict[str, str]) -> Iterator[None]:
 
 
 def _check_store(address: str) -> None:
-    if http_status(address) is None:
+    """Wait a while for a store that somebody else runs: it may be starting too."""
+    deadline_s = time.monotonic() + min(S3_TIMEOUT_S, store.StoreSettings().patience_s)
+    while (status := http_status(address)) is None and time.monotonic() < deadline_s:
+        time.sleep(0.5)
+    if status is None:
         raise KinoflowError(
             f"The object store at {address} (AWS_ENDPOINT_URL_S3) does not answer; "
             "start it, correct the address, or unset it to use the embedded one."

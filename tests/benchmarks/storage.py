@@ -16,6 +16,7 @@ from torch import Tensor
 
 from components import manifest
 from components.shards import ShardReader, ShardWriter
+from components.train.checkpoints import StageCheckpoints
 from model.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from model.config import STDiT2Config
 from model.diffusion_config import IDDPMConfig
@@ -23,6 +24,7 @@ from model.optimizer_config import OptimizerConfig
 from model.stdit2 import STDiT2
 from model.trainer import Trainer, TrainerOptions
 from tests.benchmarks.measuring import Figure, Settings, by_turns
+from tests.benchmarks.saving import measure_saving
 
 MEGABYTE = 1e6
 
@@ -30,7 +32,8 @@ MEGABYTE = 1e6
 def run(settings: Settings) -> list[Figure]:
     """Shards first, then checkpoints."""
     with tempfile.TemporaryDirectory(prefix="kinoflow-bench-") as scratch:
-        return measure_shards(Path(scratch), settings) + measure_checkpoint(Path(scratch), settings)
+        figures = measure_shards(Path(scratch), settings) + measure_checkpoint(Path(scratch), settings)
+        return figures + measure_saving(Path(scratch), settings)
 
 
 def measure_shards(scratch: Path, settings: Settings) -> list[Figure]:
@@ -74,7 +77,7 @@ def measure_shards(scratch: Path, settings: Settings) -> list[Figure]:
 def measure_checkpoint(scratch: Path, settings: Settings) -> list[Figure]:
     """Saving and publishing (every byte hashed), and the way back (every byte checked), over copying the files."""
     state = training_state(settings)
-    source, copied, published = scratch / "source", scratch / "copied", scratch / "published"
+    source, copied = scratch / "source", scratch / "copied"
     source.mkdir()
     save_checkpoint(source, state)
     megabytes = sum(path.stat().st_size for path in source.iterdir()) / MEGABYTE
@@ -83,14 +86,16 @@ def measure_checkpoint(scratch: Path, settings: Settings) -> list[Figure]:
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(folder, out)
 
+    checkpoints = StageCheckpoints(str(scratch / "published"), {}, {})
+    published = checkpoints.uri(state.progress.step)
+
     def save() -> None:
-        with manifest.publish(str(published), "checkpoint", config={}, inputs={}) as publication:
-            save_checkpoint(publication.directory, state)
+        checkpoints.publish(state, facts={}, annotations={})
 
     def load() -> TrainingState:
         fetched = scratch / "fetched"
         shutil.rmtree(fetched, ignore_errors=True)
-        manifest.fetch(str(published), fetched, kind="checkpoint")
+        manifest.fetch(published, fetched, kind="checkpoint")
         return load_checkpoint(fetched)
 
     cases: dict[str, Callable[[], object]] = {

@@ -105,6 +105,7 @@ def test_an_unreachable_store_is_one_sentence(
 ) -> None:
     _one_image(project / "pictures")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("KINOFLOW_STORE_PATIENCE_S", "0")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs.db")
@@ -200,3 +201,31 @@ def _one_image(folder: Path) -> None:
 
     folder.mkdir()
     Image.new("RGB", (64, 64), "red").save(folder / "red.png")
+
+
+def test_gc_shows_what_it_removes_and_verify_names_what_is_half_written(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from components import manifest
+    from components.store import BytesContent
+
+    for step in (10, 20, 30):
+        manifest.publish_files(
+            f"work/stage1/step-{step:08d}", "checkpoint", {"model.safetensors": BytesContent(bytes(1000))}, config={},
+            inputs={}, facts={"step": step}, annotations={},
+        )  # fmt: skip
+    code, out, _ = kinoflow(monkeypatch, capsys, "gc", "work", "--keep-last", "1", "--dry-run")
+    assert code == 0 and "would be removed" in out and "superseded checkpoint" in out and "step-00000010" in out
+    assert "kept work/stage1/step-00000030: among the newest 1" in out
+    assert len(list((project / "work/stage1").iterdir())) == 3
+    code, out, _ = kinoflow(monkeypatch, capsys, "gc", "work", "--keep-last", "1")
+    assert code == 0 and "would" not in out
+    assert [path.name for path in (project / "work/stage1").iterdir()] == ["step-00000030"]
+    assert kinoflow(monkeypatch, capsys, "verify", "work")[:2] == (0, "1 outputs are whole\n")
+    manifest.announce("work/bucket", "dataset", ["index.parquet"])
+    (project / "work/stage1/step-00000030/manifest.json").write_text("{]")
+    code, _, err = kinoflow(monkeypatch, capsys, "verify", "work")
+    assert code == 1 and "manifest.json is damaged" in err and "work/bucket is half-written" in err
+    (project / "mine").mkdir()
+    code, _, err = kinoflow(monkeypatch, capsys, "gc", "mine")
+    assert code == 1 and "error: mine is no root of this program's outputs" in err

@@ -133,9 +133,7 @@ def test_a_clip_keeps_its_draws_when_others_come_and_go() -> None:
     clips = clip_table([(40 + i, 64, 64) for i in range(30)])
 
     def draws(part: pl.DataFrame) -> dict[str, tuple[str, int]]:
-        found = plan_training(
-            Clips.of(part, 7), table, stage="s", seed=7, num_batches=len(part), crops_per_clip=None
-        )
+        found = plan_training(Clips.of(part, 7), table, stage="s", seed=7, num_batches=len(part), crops_per_clip=None)
         first = found.table().filter(pl.col("epoch") == 0)
         return {r["clip_id"]: (r["resolution"], r["start_frame"]) for r in first.iter_rows(named=True)}
 

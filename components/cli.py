@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from types import TracebackType
@@ -54,6 +56,18 @@ def user_sentence(error: Exception) -> str | None:
         return _one_line(f"{key}: {first['msg'].removeprefix('Value error, ')}.")
     if isinstance(error, KinoflowError) or (isinstance(error, ValueError) and _raised_in_model(error.__traceback__)):
         return _one_line(str(error))
+    return _disk_sentence(error)
+
+
+def _disk_sentence(error: BaseException) -> str | None:
+    """A full disk, however a library dressed it up; Rust's have no errno, and some keep the cause to themselves."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or os.strerror(errno.ENOSPC) in str(cause):
+            where = cause.filename if isinstance(cause, OSError) and cause.filename else tempfile.gettempdir()
+            return _one_line(f"The disk is full (while writing {where}); free some space and start again.")
+        cause = cause.__cause__ or cause.__context__
     return None
 
 

@@ -11,12 +11,14 @@ from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from components.errors import KinoflowError
 from model.buckets import BucketTable
 from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig, IDDPMConfig
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
+from model.geometry import VAE_STRIDE
 from model.mask_config import MaskRatios
 from model.optimizer_config import OptimizerConfig as OptimizerConfig
 
@@ -110,6 +112,23 @@ class StagePlanConfig(Section):
     buckets: BucketTable
     steps: int = Field(gt=0, description="Optimizer steps.")
 
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        for name, custom in self.buckets.custom_resolutions.items():
+            for height, width in custom.sizes:
+                _check_size(f"stage {self.name!r}, resolution {name!r}", height, width)
+        return self
+
+
+def _check_size(where: str, height: int, width: int) -> None:
+    """Refuse what the autoencoder would cut off."""
+    _, vertical, horizontal = VAE_STRIDE
+    if height % vertical or width % horizontal:
+        raise ValueError(
+            f"{where}: {height}x{width} does not divide by the autoencoder's stride {vertical}; "
+            f"choose multiples of {vertical}"
+        )
+
 
 Draws = Literal["opensora-1.1", "fast"]
 """What draws are made with: NumPy's generator, seeded for each, as Open-Sora 1.1 does; or SplitMix64."""
@@ -194,7 +213,7 @@ class EvaluateConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     num_frames: int = Field(16, ge=1)
     height: int = Field(240, ge=8)
-    width: int = Field(426, ge=8)
+    width: int = Field(424, ge=8)
     prompts: tuple[str, ...] = Field((), description="Prompts; taken from held-out captions when empty.")
     num_text_to_image: int = Field(8, ge=0)
     num_text_to_video: int = Field(8, ge=0)
@@ -206,6 +225,11 @@ class EvaluateConfig(Section):
     num_threads: int | None = Field(None, ge=1)
     registered_model: str = Field("kinoflow", description="Name in the model registry.")
     alias: str = Field("candidate", description="Alias given to the registered version.")
+
+    @model_validator(mode="after")
+    def _size_divides(self) -> Self:
+        _check_size("size of the samples", self.height, self.width)
+        return self
 
 
 class TrackingConfig(Section):
@@ -224,13 +248,22 @@ def parse(kind: type[Config], data: str | dict[str, Any], where: str) -> Config:
     try:
         return kind.model_validate_json(data) if isinstance(data, str) else kind.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top)"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        first, *others = _causes(error)
+        key = "".join(f"{part}." for part in first["loc"])
+        more = f" (and {len(others)} more)" if others else ""
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = "unknown key; check its spelling"
-        raise KinoflowError(f"{where}: {key}: {message}{more}.") from error
+        elif first["type"] != "value_error" and isinstance(first["input"], int | float | str):
+            message = f"{message}, not {first['input']!r}"
+        raise KinoflowError(f"{where}: {key.removesuffix('.')}: {message}{more}.".replace(": : ", ": ")) from error
+
+
+def _causes(error: ValidationError) -> list[ErrorDetails]:
+    """Its faults without those that only follow: a list of which one item is wrong also counts as too short."""
+    faults = error.errors()
+    inner = [fault["loc"][:depth] for fault in faults for depth in range(len(fault["loc"]))]
+    return [fault for fault in faults if fault["type"] != "too_short" or fault["loc"] not in inner]
 
 
 def load(kind: type[Config], path: Path) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -78,7 +77,11 @@ def run(
         evaluation = config.evaluate.model_copy(update={"measure_shapes": False})
         config = config.model_copy(update={"evaluate": evaluation})
     request = RunRequest(config, source, name, base.rstrip("/"), experiment, dataset_digest(source))
-    run_graph(request, home, Ports(s3_port, mlflow_port), _console())
+    try:
+        run_graph(request, home, Ports(s3_port, mlflow_port), _console())
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"interrupted; the same command goes on where the run {name!r} stopped.", err=True)
+        raise
 
 
 @app.command(name="compile")
@@ -353,17 +356,11 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
-        sentence = user_sentence(error) or _disk_sentence(error)
+        sentence = user_sentence(error)
         if sentence is None:
             raise
         sys.stderr.write(f"error: {sentence}\n")
         sys.exit(EXIT_FAILED)
-
-
-def _disk_sentence(error: Exception) -> str | None:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full ({error.filename or 'while writing'}); free some space and start again."
-    return None
 
 
 def _terminated(signum: int, frame: object) -> NoReturn:

@@ -96,6 +96,7 @@ class RunConfig(Section):
         if len(set(names)) != len(names) or RESERVED_NAMES & set(names):
             reserved = ", ".join(sorted(RESERVED_NAMES))
             raise ValueError(f"stage names must differ and be none of {reserved}; got {', '.join(names)}")
+        self.bucket_config()
         for stage in self.stages:
             self.train_config(stage.name)
         return self
@@ -204,9 +205,17 @@ def preset_values(preset: str, overrides: dict[str, Any] | None = None) -> dict[
         raise KinoflowError(f"The preset {preset} is not valid YAML: {error}.") from error
     if not isinstance(data, dict):
         raise KinoflowError(f"The preset {preset} must be a mapping of keys to values.")
+    data = _unshared(data)
     for key, value in (overrides or {}).items():
         _override(data, key, deepcopy(value))
     return data
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two places are one object: YAML's anchors make such, and an override would change all."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def _override(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -23,7 +23,6 @@ from components.config import BucketConfig, StagePlanConfig
 from components.errors import KinoflowError
 from components.plan_file import PlanFile, held_out_plan, training_plan
 from components.shards import ShardWriter
-from model.geometry import VAE_STRIDE
 
 logger = logging.getLogger(__name__)
 
@@ -106,19 +105,11 @@ def check_config(config: BucketConfig) -> None:
     """Refuse what cannot work before any work is done.
 
     Raises:
-        KinoflowError: Two stages share a name, or a custom size does not divide by the autoencoder's stride.
+        KinoflowError: Two stages share a name.
     """
     repeated = [name for name, count in Counter(stage.name for stage in config.stages).items() if count > 1]
     if repeated:
         raise KinoflowError(f"Two stages are called {repeated[0]!r}; give every stage a name of its own.")
-    for stage in config.stages:
-        for name, custom in stage.buckets.custom_resolutions.items():
-            for height, width in custom.sizes:
-                if height % VAE_STRIDE[1] or width % VAE_STRIDE[2]:
-                    raise KinoflowError(
-                        f"Stage {stage.name!r}, resolution {name!r}: {height}x{width} does not divide by the "
-                        f"autoencoder's stride {VAE_STRIDE[1]}; choose multiples of {VAE_STRIDE[1]}."
-                    )
 
 
 def _kept_clips(clips: str, directory: Path) -> pl.DataFrame:

@@ -91,6 +91,10 @@ def running_services(
         KinoflowError: a port is taken, a server does not start, or a named one does not answer.
     """
     wanted = _unnamed(ports, only_store)
+    if S3 not in wanted:
+        _check_store(os.environ["AWS_ENDPOINT_URL_S3"])
+    if MLFLOW not in wanted and not only_store:
+        _check_tracking(os.environ["MLFLOW_TRACKING_URI"])
     with ExitStack() as stack:
         for name in wanted:
             stack.enter_context(_lease(home, name))
@@ -99,13 +103,12 @@ def running_services(
         stack.enter_context(_exported(environment))
         if S3 in embedded:
             _wait_for_s3(home, embedded[S3])
-        else:
-            _check_store(environment["AWS_ENDPOINT_URL_S3"])
-        if MLFLOW in embedded:
-            if wait_for_tracking and not wait_for_http(f"{embedded[MLFLOW]}/health", MLFLOW_TIMEOUT_S):
-                raise _did_not_start(home, MLFLOW)
-        elif not only_store:
-            _check_tracking(environment["MLFLOW_TRACKING_URI"])
+        if (
+            MLFLOW in embedded
+            and wait_for_tracking
+            and not wait_for_http(f"{embedded[MLFLOW]}/health", MLFLOW_TIMEOUT_S)
+        ):
+            raise _did_not_start(home, MLFLOW)
         yield Services(environment, embedded)
 
 

@@ -79,6 +79,13 @@ def test_overrides_reach_lists_mappings_and_frame_counts() -> None:
         ({"stages.1.name": "evaluate"}, ["none of", "evaluate"]),
         ({"network.in_channels": 8}, ["network.in_channels is 8", "the encoders make it 4"]),
         ({"stages.0.optimizer.warmup_steps": 10}, ["warmup_steps 10 must be below steps 10"]),
+        (
+            {"stages.0.buckets.custom_resolutions": {"32px": [[33, 32]]}},
+            ["stage 'stage1', resolution '32px': 33x32", "autoencoder's stride 8", "multiples of 8"],
+        ),
+        ({"evaluate.height": 50}, ["evaluate: size of the samples: 50x48", "stride 8"]),
+        ({"stages.0.steps": -1}, ["greater than 0, not -1"]),
+        ({"network.depth": "two"}, ["network.depth", "not 'two'"]),
     ],
 )
 def test_a_wrong_value_is_one_sentence_with_its_place(changes: dict[str, object], words: list[str]) -> None:
@@ -86,6 +93,13 @@ def test_a_wrong_value_is_one_sentence_with_its_place(changes: dict[str, object]
         load_run_config("smoke", changes)
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "more)" not in str(caught.value), "one fault counts once"
+
+
+def test_an_override_changes_one_stage_only() -> None:
+    """Stages 1 and 2 of this preset share a bucket table by a YAML anchor."""
+    config = load_run_config("smoke", {"stages.0.buckets.frame_interval": 1})
+    assert [stage.buckets.frame_interval for stage in config.stages] == [1, 2, 2]
 
 
 def test_unknown_preset_lists_the_known_ones(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_nothing_is_left_running_when_a_run_is_ended(kind: signal.Signals, proje
     events = project / "runs" / "ended" / "events.jsonl"
     assert _wait_until(lambda: bool(_processes_with(str(events))), 60)
     process.send_signal(kind)
-    process.communicate(timeout=60)
+    _, told = process.communicate(timeout=60)
+    assert (b"the same command goes on where the run 'ended' stopped" in told) == (kind != signal.SIGKILL), told
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[kind]
     assert _wait_until(lambda: not _processes_with(str(events)), 20), _processes_with(str(events))
 

@@ -251,14 +251,6 @@ def changed_stage(**changes: Any) -> list[dict[str, Any]]:
             {"stages": changed_stage(buckets={"buckets": {"144p": {16: [1.0, 1]}}})},
             r"Stage 'low': none of the 6 training clips fits a bucket \(144p x 16 frames\). The largest clip is",
         ),
-        (
-            {
-                "stages": changed_stage(
-                    buckets={"buckets": {"x": {1: [1.0, 1]}}, "custom_resolutions": {"x": [[30, 32]]}}
-                )
-            },
-            "resolution 'x': 30x32 does not divide by the autoencoder's stride 8",
-        ),
     ],
 )
 def test_a_wrong_config_is_refused_before_anything_is_written(

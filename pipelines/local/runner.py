@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,12 +121,17 @@ def run_folder(home: Path, name: str) -> Path:
 
 
 def _check_disk(folder: Path) -> None:
-    there = next(parent for parent in folder.parents if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < MIN_FREE_BYTES:
-        raise KinoflowError(
-            f"Only {free >> 20} MiB are free below {there}; a run needs at least {MIN_FREE_BYTES >> 20} MiB, free some."
-        )
+    scratch = Path(tempfile.gettempdir())
+    for there, advice in (
+        (next(parent for parent in folder.parents if parent.exists()), "free some"),
+        (scratch, "free some, or name a larger folder with TMPDIR"),
+    ):
+        free = shutil.disk_usage(there).free
+        if free < MIN_FREE_BYTES:
+            raise KinoflowError(
+                f"Only {free >> 20} MiB are free below {there}; a run needs at least {MIN_FREE_BYTES >> 20} MiB, "
+                f"{advice}."
+            )
 
 
 @contextmanager

@@ -67,6 +67,19 @@ def test_a_fault_keeps_its_traceback_and_is_an_event_too(monkeypatch: pytest.Mon
     assert json.loads((tmp_path / "events").read_text()) == {"error": "ValueError: a bug"}
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_one_sentence_whoever_noticed_it() -> None:
+    with pytest.raises(OSError) as plain, Path("/dev/full").open("wb", buffering=0) as full:
+        full.write(b"x")
+    assert "disk is full" in (user_sentence(plain.value) or "")
+    rust = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert "disk is full" in (user_sentence(rust) or "")
+    try:
+        raise RuntimeError("writing failed") from plain.value
+    except RuntimeError as wrapped:
+        assert "disk is full" in (user_sentence(wrapped) or "")
+
+
 def test_which_errors_are_the_users() -> None:
     assert user_sentence(KinoflowError("Mend it.")) == "Mend it."
     assert user_sentence(ValueError("somewhere")) is None

@@ -6,6 +6,7 @@ The Kubeflow shells in `pipelines.ops` call `run_stage` and nothing else, so a t
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import json
@@ -92,6 +93,8 @@ def run_stage(stage: str, manifest_path: str, **inputs: str | None) -> str:
     text = json.dumps({"uri": uri, "kind": published.kind, "digest": published.digest})
     store.write_bytes(str(Path(manifest_path).resolve()), text.encode())
     _tell(node=node, state="done", seconds=time.monotonic() - started_s)
+    # The process ends here, and would look through every object of every library again on its way out.
+    gc.freeze()
     return uri
 
 

@@ -25,6 +25,8 @@ from components.texts import Texts
 
 FORMAT_VERSION = 1
 _HEADER_KEY = "plan"
+_LEAST_SHARE_USED = 0.5
+"""Clips are copied into the file as they are unless a smaller share of them than this occurs."""
 _LENGTH_BYTES = 8  # of the header, at the start of every safetensors file
 
 Int64 = NDArray[np.int64]
@@ -94,7 +96,8 @@ class PlanFile:
     Attributes:
         frame_interval: Source frames per frame of a sample.
         buckets: Those that occur.
-        clips: Those that occur.
+        clips: Those that occur, among others.
+        num_clips: How many occur.
         offsets: (batches + 1,) int64, the first row of each batch.
         bucket: (batches,) position in `buckets`.
         epoch: (batches,) int32.
@@ -105,6 +108,7 @@ class PlanFile:
     frame_interval: int
     buckets: tuple[PlannedBucket, ...]
     clips: PlannedClips
+    num_clips: int
     offsets: Int64
     bucket: NDArray[np.int32]
     epoch: NDArray[np.int32]
@@ -124,7 +128,7 @@ class PlanFile:
         clip: NDArray[np.integer],
         start_frame: NDArray[np.integer],
     ) -> Self:
-        """A plan in memory, cut down to the buckets and clips that occur in it.
+        """A plan in memory, cut down to the buckets and (where most do not) the clips that occur in it.
 
         Args:
             shapes: What `bucket` points into.
@@ -140,7 +144,8 @@ class PlanFile:
         samples = np.bincount(bucket, weights=sizes, minlength=len(shapes)).astype(np.int64)
         buckets_used, clips_used = batches > 0, np.zeros(len(clips.ids), dtype=np.bool_)
         clips_used[clip] = True
-        if not clips_used.all():
+        num_clips = int(np.count_nonzero(clips_used))
+        if num_clips < _LEAST_SHARE_USED * len(clips_used):
             clip = (np.cumsum(clips_used, dtype=np.int32) - 1)[clip]
             clips = clips.take(np.flatnonzero(clips_used))
         return cls(
@@ -149,6 +154,7 @@ class PlanFile:
                 PlannedBucket(shapes[i], int(batches[i]), int(samples[i])) for i in np.flatnonzero(buckets_used)
             ),
             clips=clips,
+            num_clips=num_clips,
             offsets=np.concatenate(([0], np.cumsum(sizes, dtype=np.int64))),
             bucket=(np.cumsum(buckets_used) - 1)[bucket].astype(np.int32),
             epoch=epoch.astype(np.int32, copy=False),
@@ -161,6 +167,7 @@ class PlanFile:
         header = {
             "format_version": FORMAT_VERSION,
             "frame_interval": self.frame_interval,
+            "num_clips": self.num_clips,
             "buckets": [[*shape, batches, samples] for shape, batches, samples in self.buckets],
         }
         columns = {
@@ -198,6 +205,7 @@ class PlanFile:
                 clips=PlannedClips(
                     Texts(columns["clip_id_bytes"], columns["clip_id_offsets"]), columns["caption"], columns["fps"]
                 ),
+                num_clips=int(header["num_clips"]),
                 **{name: columns[name] for name in ("offsets", "bucket", "epoch", "clip", "start_frame")},
             )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -212,11 +220,6 @@ class PlanFile:
     def num_samples(self) -> int:
         """Number of rows."""
         return len(self.clip)
-
-    @property
-    def num_clips(self) -> int:
-        """Number of different clips."""
-        return len(self.clips.fps)
 
     @property
     def num_epochs(self) -> int:

@@ -79,45 +79,35 @@ def arrange(
         new: Batches of this epoch, bucket after bucket.
         costs: Of one sample, by bucket.
         cost_group: Batches in a group.
-        generator: Of the epoch; with groups of one the order is one permutation of its batches.
+        generator: Of the epoch.
 
     Returns:
         Whole groups of batches, and those that wait.
     """
     batches = Batches.joined([waiting, new])
-    group, later = _groups(batches, len(waiting), costs, cost_group)
-    num_groups = (len(batches) - len(later)) // cost_group
-    position = generator.permutation(num_groups)
-    began_before = np.unique(group[: len(waiting)][group[: len(waiting)] >= 0])
-    position[began_before] -= num_groups
-    key = position[group] if num_groups else group
-    key[later] = num_groups
-    within = generator.random(len(batches)) if cost_group > 1 else np.zeros(len(batches))
-    order = np.lexsort((within, key))
-    whole = num_groups * cost_group
-    return batches.take(order[:whole]), batches.take(np.sort(order[whole:]))
+    groups, later = _groups(batches, len(waiting), costs, cost_group)
+    position = generator.permutation(len(groups))
+    num_begun = int(np.count_nonzero(groups.min(axis=1) < len(waiting))) if len(groups) else 0
+    position[:num_begun] -= len(groups)
+    groups = groups[np.argsort(position)]
+    if cost_group > 1:  # no rank always gets the smallest batch
+        groups = generator.permuted(groups, axis=1)
+    return batches.take(groups.ravel()), batches.take(later)
 
 
 def _groups(batches: Batches, num_waiting: int, costs: Int64, cost_group: int) -> tuple[Int64, Int64]:
-    """(batches,) the group of each, counted by the first batch in it, -1 for those that wait; and those."""
-    group = np.full(len(batches), -1, dtype=np.int64)
+    """(groups, cost_group) batches of each group, groups by the first batch in them; and the batches in none."""
     alike = _alike(batches, num_waiting, cost_group)
-    group[alike] = np.arange(len(alike)) // cost_group
-    num_alike = len(alike) // cost_group
-    others = np.flatnonzero(group < 0)
+    is_other = np.ones(len(batches), dtype=np.bool_)
+    is_other[alike] = False
+    others = np.flatnonzero(is_other)
     cost = batches.sizes[others] * costs[batches.bucket[others]]
-    num_later = len(others) % cost_group
     # The newest wait, so that none waits longer than it must; among them the cheapest.
-    wait = np.lexsort((cost, -batches.epoch[others]))[:num_later]
-    stay = np.setdiff1d(np.arange(len(others)), wait)
-    by_cost = others[stay[np.argsort(cost[stay], kind="stable")]]
-    group[by_cost] = num_alike + np.arange(len(by_cost)) // cost_group
-    grouped = np.flatnonzero(group >= 0)
-    _, first, inverse = np.unique(group[grouped], return_index=True, return_inverse=True)
-    rank = np.empty(len(first), dtype=np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    group[grouped] = rank[inverse]
-    return group, others[wait]
+    by_age = np.lexsort((cost, -batches.epoch[others]))
+    wait, stay = np.split(by_age, [len(others) % cost_group])
+    by_cost = others[stay[np.lexsort((stay, cost[stay]))]]
+    groups = np.concatenate((alike, by_cost)).reshape(-1, cost_group)
+    return groups[np.argsort(groups.min(axis=1))], np.sort(others[wait])
 
 
 def _alike(batches: Batches, num_waiting: int, cost_group: int) -> Int64:

@@ -1,13 +1,17 @@
-"""Bucket choice: a million clips at once, over the rule spelled out for one clip."""
+"""Bucket choice, a million clips at once over the rule spelled out for one clip; and the whole plan of an epoch."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import yaml
 
+from components.config import Draws
 from model.buckets import BucketTable, choose_bucket, choose_buckets
+from tests.benchmarks import planning
 from tests.benchmarks.measuring import Figure, Settings, by_turns
 
 PRESETS = Path(__file__).resolve().parents[2] / "pipelines" / "presets"
@@ -36,7 +40,24 @@ def run(settings: Settings) -> list[Figure]:
             timings.rate("one by one", scalar_rows, f"choose_bucket, {name}", "rows/s"),
             timings.speed_ratio("at once", "one by one", f"at once over one by one, {name}", rows, scalar_rows),
         ]
+    with tempfile.TemporaryDirectory() as folder:
+        figures += planning.figures(Path(folder), random_clips(planned_rows(settings)), plan_cases(), settings)
     return figures
+
+
+def planned_rows(settings: Settings) -> int:
+    """Rows of the clips table that is planned; PLAN_ROWS asks for another size than a million."""
+    return 2_000 if settings.toy else int(os.environ.get("PLAN_ROWS", "1_000_000"))
+
+
+def plan_cases() -> dict[str, tuple[BucketTable, Draws]]:
+    """Bucket table and draws, the cheapest last."""
+    table = stage_table()
+    return {
+        "stage 1 table, draws of Open-Sora 1.1": (table, "opensora-1.1"),
+        "stage 1 table, fast draws": (table, "fast"),
+        "keep = 1, fast draws": (always_kept(table), "fast"),
+    }
 
 
 def stage_table(stage: str = "stage1") -> BucketTable:

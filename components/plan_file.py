@@ -151,7 +151,9 @@ class PlanFile:
         return cls(
             frame_interval=frame_interval,
             buckets=tuple(
-                PlannedBucket(shapes[i], int(batches[i]), int(samples[i])) for i in np.flatnonzero(buckets_used)
+                PlannedBucket(shape, int(batches[i]), int(samples[i]))
+                for i, shape in enumerate(shapes)
+                if buckets_used[i]
             ),
             clips=clips,
             num_clips=num_clips,
@@ -201,7 +203,7 @@ class PlanFile:
                 )
             plan = cls(
                 frame_interval=int(header["frame_interval"]),
-                buckets=tuple(PlannedBucket(Shape(*values[:5]), *values[5:]) for values in header["buckets"]),
+                buckets=tuple(PlannedBucket(Shape(*values[:5]), values[5], values[6]) for values in header["buckets"]),
                 clips=PlannedClips(
                     Texts(columns["clip_id_bytes"], columns["clip_id_offsets"]), columns["caption"], columns["fps"]
                 ),
@@ -243,7 +245,7 @@ class PlanFile:
             KinoflowError: The plan is shorter.
         """
         self._check(batch)
-        return self.buckets[self.bucket[batch]].shape
+        return self.buckets[int(self.bucket[batch])].shape
 
     def rows(self, batch: int) -> pl.DataFrame:
         """One batch with the columns of `tables.PLAN`.
@@ -275,14 +277,14 @@ class PlanFile:
         """Different (clip, window, size) of the plan: clip_id, start_frame, those of `Shape`, latent_key, text_key."""
         bucket = np.repeat(self.bucket, np.diff(self.offsets))
         order = np.lexsort((self.start_frame, bucket, self.clip))
-        columns = [column[order] for column in (self.clip, bucket, self.start_frame)]
+        clip, bucket, start_frame = self.clip[order], bucket[order], self.start_frame[order]
         is_first = np.zeros(len(order), dtype=np.bool_)
         is_first[:1] = True
-        for column in columns:
-            is_first[1:] |= column[1:] != column[:-1]
-        clip, bucket, start_frame = (column[is_first] for column in columns)
-        starts = pl.DataFrame({"start_frame": start_frame})
-        return pl.concat([self._described(clip, bucket), starts], how="horizontal").with_columns(self._latent_key())
+        is_first[1:] = (clip[1:] != clip[:-1]) | (bucket[1:] != bucket[:-1]) | (start_frame[1:] != start_frame[:-1])
+        starts = pl.DataFrame({"start_frame": start_frame[is_first]})
+        return pl.concat([self._described(clip[is_first], bucket[is_first]), starts], how="horizontal").with_columns(
+            self._latent_key()
+        )
 
     def keys(self, first: int = 0, last: int | None = None) -> list[str]:
         """Different keys of the latents and text features of batches `first` to `last` (exclusive), sorted."""

@@ -108,9 +108,9 @@ def plan_evaluation(clips: Clips, table: BucketTable, *, batches_per_bucket: int
     order = np.argsort(triple, kind="stable")
     row, triple = row[order], triple[order]
     within = _position_in_group(triple) < _batch_sizes(table)[triple] * batches_per_bucket
-    row, triple = row[within].astype(np.int32), triple[within].astype(np.int32)
-    middle = _possible_starts(clips, table, row, triple) // 2
-    return _plan(clips, table, _cut(table, row, triple, middle, epoch=0))
+    held_out, bucket = row[within].astype(np.int32), triple[within].astype(np.int32)
+    middle = _possible_starts(clips, table, held_out, bucket) // 2
+    return _plan(clips, table, _cut(table, held_out, bucket, middle, epoch=0))
 
 
 def _plan_epoch(

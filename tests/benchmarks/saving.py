@@ -152,7 +152,7 @@ def _embedded_store(scratch: Path) -> Iterator[None]:
 
 def make_trainer(toy: bool) -> Trainer:
     """A trainer that has done one step, so that AdamW's moments are there."""
-    size = (24, 1, 2) if toy else (768, 7, 12)
+    size = (24, 1, 2) if toy else (768, 8, 12)
     config = STDiT2Config(
         hidden_size=size[0], depth=size[1], num_heads=size[2], qk_norm=True, caption_channels=64, model_max_length=8
     )

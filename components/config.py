@@ -128,7 +128,7 @@ class BucketConfig(Section):
         None, description="URI of a transformers T5 encoder folder; a word-level one is made when absent."
     )
     text_encoder: TextEncoderConfig = TextEncoderConfig()
-    world_size: int = Field(1, ge=1, description="Ranks of a training stage: batches planned per step.")
+    batches_per_step: int = Field(1, ge=1, description="Batches planned per optimizer step, for all ranks together.")
     cost_group: int | None = Field(
         None, ge=1, description="Batches of equal cost after one another, for as many ranks; one step's when absent."
     )
@@ -145,6 +145,9 @@ class TrainConfig(Section):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     steps: int = Field(gt=0)
+    batches_per_step: int = Field(
+        1, ge=1, description="Batches of the plan in one optimizer step; the number of ranks must divide it."
+    )
     seed: int = 42
     network: STDiT2Config
     diffusion: DiffusionConfig = IDDPMConfig()

@@ -54,7 +54,7 @@ class Progress(BaseModel):
     stage: str
     step: int = Field(ge=0, description="Optimizer steps done; the plan goes on at this row of batches.")
     steps: int = Field(gt=0, description="Optimizer steps of the whole stage.")
-    batches_per_step: int = Field(1, ge=1, description="Ranks: batches of the plan that one step consumes.")
+    batches_per_step: int = Field(1, ge=1, description="Batches of the plan that one step consumes.")
     skipped_steps: int = Field(0, ge=0, description="Steps not applied because loss or gradient were not finite.")
     seed: int
     random_stream: str = Field(description="How every random draw follows from seed, stage and batch.")

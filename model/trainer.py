@@ -6,17 +6,15 @@ checkpoint that holds the weights, the optimizer, the moving average and the num
 
 from __future__ import annotations
 
-import hashlib
 import math
-import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.batch import Batch
 from model.checkpoint import Part, Progress, TrainingState
@@ -26,14 +24,12 @@ from model.ema import EMA
 from model.geometry import num_tokens
 from model.host_memory import HostMemory
 from model.mask_config import MaskRatios
-from model.masks import sample_frame_masks
 from model.metrics import LogPoint, training_flops
+from model.objective import RANDOM_STREAM, Objective, Precision
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, gathered, load_whole, mean_over_ranks
-from model.process import build_process
 from model.stdit2 import STDiT2
 
-RANDOM_STREAM = "blake2b-64(seed/stage/batch/purpose) seeds mt19937"
 MAX_SKIPPED_IN_A_ROW = 5
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -45,6 +41,7 @@ class TrainerOptions:
     Attributes:
         stage: name; part of every random stream.
         steps: optimizer steps of the stage.
+        batches_per_step: global batches whose mean loss one step follows; R ranks take an R-th of them each.
         masks: mixture of frame masks, or None to generate every frame.
         precision: "bf16" computes under autocast; the weights stay float32.
         log_every, save_every: in steps; the last step is always logged and saved.
@@ -57,9 +54,10 @@ class TrainerOptions:
     seed: int
     optimizer: OptimizerConfig
     diffusion: DiffusionConfig
+    batches_per_step: int = 1
     masks: MaskRatios | None = None
     ema_decay: float = 0.9999
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     log_every: int = 10
     save_every: int = 500
     parent: str | None = None
@@ -68,12 +66,6 @@ class TrainerOptions:
 
 class TrainingDivergedError(ValueError):
     """Loss or gradient stayed without a finite value."""
-
-
-def stream_seed(seed: int, stage: str, batch: int, purpose: str) -> int:
-    """Seed of one random stream: the first 63 bits of a hash of what the stream is for."""
-    digest = hashlib.blake2b(f"{seed}/{stage}/{batch}/{purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 class Trainer:
@@ -88,6 +80,9 @@ class Trainer:
     Attributes:
         step: optimizer steps done.
         skipped_steps: steps not applied because loss or gradient were not finite.
+
+    Raises:
+        ValueError: the ranks cannot share a step's batches equally, or nothing is trainable.
     """
 
     def __init__(
@@ -95,7 +90,11 @@ class Trainer:
     ) -> None:
         self.network, self.options, self.ranks = network, options, ranks or Ranks()
         self.model = model if model is not None else network
-        self.process = build_process(options.diffusion)
+        self._objective = Objective(
+            self.model, options.diffusion, options.stage, options.seed, network.config.class_dropout_prob,
+            options.masks, options.precision, self.ranks.device,
+        )  # fmt: skip
+        self._batches_per_rank = batches_per_rank(options.batches_per_step, self.ranks.world_size)
         self.ema = EMA(network, options.ema_decay)
         self.step = self.skipped_steps = 0
         self._trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -106,7 +105,6 @@ class Trainer:
             list(self._trainable.values()), settings.learning_rate, settings.betas, settings.eps,
             settings.weight_decay, fused=True,
         )  # fmt: skip
-        self._generator = torch.Generator()
         self._host = HostMemory()
         self._skipped_in_a_row = 0
 
@@ -141,7 +139,7 @@ class Trainer:
                 stage=options.stage,
                 step=self.step,
                 steps=options.steps,
-                batches_per_step=self.ranks.world_size,
+                batches_per_step=options.batches_per_step,
                 skipped_steps=self.skipped_steps,
                 seed=options.seed,
                 random_stream=RANDOM_STREAM,
@@ -153,7 +151,14 @@ class Trainer:
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on exactly where a checkpoint of this stage was written."""
+        """Go on exactly where a checkpoint of this stage was written, by however many ranks.
+
+        Raises:
+            ValueError: if the tensors do not belong to this network, or steps were of another number of batches.
+        """
+        before, asked = state.progress.batches_per_step, self.options.batches_per_step
+        if before != asked:
+            raise ValueError(f"the checkpoint was made with batches_per_step {before} and cannot go on with {asked}")
         self.start_from(state)
         self.step, self.skipped_steps = state.progress.step, state.progress.skipped_steps
 
@@ -200,22 +205,21 @@ class Trainer:
         """Train from the present step to the last.
 
         Args:
-            batches: global batch index -> batch; at step i rank r of R takes batch i R + r.
+            batches: global batch index -> batch; see `step_batches` for which of them a rank takes.
             log: called every `log_every` steps and before each save.
             save: called every `save_every` steps and after the last.
 
         Raises:
             TrainingDivergedError: after several steps in a row without a finite loss and gradient.
         """
-        options, world_size = self.options, self.ranks.world_size
+        options = self.options
         window = _Window(self.step)
         self.model.train()
         while self.step < options.steps:
-            batch = batches(self.step * world_size + self.ranks.rank)
             learning_rate = options.optimizer.learning_rate_at(self.step, options.steps)
-            loss, grad_norm = self._train_step(batch, learning_rate)
+            loss, grad_norm = self._train_step(batches, learning_rate, window)
             self.step += 1
-            window.add(self.network.config, batch, world_size, loss, grad_norm)
+            window.end_step(loss, grad_norm)
             saves = self.step % options.save_every == 0 or self.step == options.steps
             if saves or self.step % options.log_every == 0:
                 log(window.point(self.step, learning_rate))
@@ -223,17 +227,32 @@ class Trainer:
                     save(self.state())
                 window = _Window(self.step)
 
-    def _train_step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
-        """One forward, backward and (if all is finite) optimizer step.
+    def step_batches(self, step: int) -> list[int]:
+        """Global indices of the batches this rank takes in that step, in order."""
+        first, ranks = step * self.options.batches_per_step + self.ranks.rank, self.ranks.world_size
+        return [first + turn * ranks for turn in range(self._batches_per_rank)]
+
+    def _train_step(
+        self, batches: Callable[[int], Batch], learning_rate: float, window: _Window
+    ) -> tuple[float, float]:
+        """Forward and backward passes of a step's batches and (if all is finite) one optimizer step.
 
         Returns:
-            loss, gradient norm before clipping.
+            mean loss over all batches of the step, norm of its gradient before clipping.
         """
-        loss = self._loss(batch, self.step * self.ranks.world_size + self.ranks.rank)
-        loss.backward()
+        indices = self.step_batches(self.step)
+        losses = []
+        for index in indices:
+            batch = batches(index)
+            with self._reducing(index == indices[-1]):
+                loss = self._objective(batch, index).mean
+                (loss / len(indices) if len(indices) > 1 else loss).backward()
+            losses.append(loss.detach())
+            window.add(self.network.config, batch, self.ranks.world_size)
         norm = gathered(self._clip_gradients())
+        own_loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
         # one wait for the device, and the same verdict on every rank
-        both = mean_over_ranks(torch.stack((loss.detach(), norm)), self.ranks).tolist()
+        both = mean_over_ranks(torch.stack((own_loss, norm)), self.ranks).tolist()
         loss_value, grad_norm = both[0], both[1]
         if math.isfinite(loss_value) and math.isfinite(grad_norm):
             self._optimizer.param_groups[0]["lr"] = learning_rate
@@ -244,6 +263,12 @@ class Trainer:
             self._skip(loss_value, grad_norm)
         self._optimizer.zero_grad(set_to_none=True)
         return loss_value, grad_norm
+
+    def _reducing(self, last: bool) -> AbstractContextManager[object]:
+        """Let replicated ranks add up their own gradients first and average them once, with the last batch."""
+        if not last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
 
     def _clip_gradients(self) -> Tensor:
         """The gradient's global L2 norm before it was clipped."""
@@ -263,42 +288,16 @@ class Trainer:
                 "data, then start again from the last checkpoint."
             )
 
-    def _loss(self, batch: Batch, index: int) -> Tensor:
-        """Mean loss of one batch, with every draw made from the batch's own streams."""
-        device = self.ranks.device
-        size, frames = len(batch), batch.latents.shape[2]
-        clip_size = (frames, batch.height, batch.width)
-        timesteps = self.process.sample_timesteps(size, self._stream(index, "timesteps"), device=device, size=clip_size)
-        noise = torch.randn(batch.latents.shape, generator=self._stream(index, "noise")).to(device)
-        dropped = torch.rand(size, generator=self._stream(index, "captions")) < self.network.config.class_dropout_prob
-        conditions = {name: value.to(device) for name, value in batch.clip_info.items()}
-        conditions |= {"y": batch.text_features[:, None].to(device), "mask": batch.text_mask.to(device)}
-        if bool(dropped.any()):
-            conditions["drop_caption"] = dropped.to(device)
 
-        def denoise(x: Tensor, t: Tensor, x_mask: Tensor | None) -> Tensor:
-            with self._autocast():
-                output: Tensor = self.model(x, t, x_mask=x_mask, **conditions)
-            return output
-
-        frame_mask = self._frame_mask(index, size, frames)
-        return self.process.training_losses(denoise, batch.latents.to(device), timesteps, noise, frame_mask).loss.mean()
-
-    def _frame_mask(self, index: int, size: int, frames: int) -> Tensor | None:
-        """(B, T) bool, or None when every frame of every clip is generated."""
-        if self.options.masks is None or frames == 1:
-            return None
-        draws = random.Random(stream_seed(self.options.seed, self.options.stage, index, "frames"))
-        mask = sample_frame_masks(self.options.masks, frames, size, draws)
-        return None if bool(mask.all()) else mask.to(self.ranks.device)
-
-    def _stream(self, index: int, purpose: str) -> torch.Generator:
-        return self._generator.manual_seed(stream_seed(self.options.seed, self.options.stage, index, purpose))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.options.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, torch.bfloat16)
+def batches_per_rank(batches_per_step: int, world_size: int) -> int:
+    """How many of a step's batches each rank takes; `ValueError` when they cannot be shared equally."""
+    if batches_per_step % world_size:
+        fitting = [str(ranks) for ranks in range(1, batches_per_step + 1) if batches_per_step % ranks == 0]
+        raise ValueError(
+            f"{world_size} processes cannot share batches_per_step {batches_per_step} equally; "
+            f"start {' or '.join(fitting)}, or plan with a multiple of {world_size}"
+        )
+    return batches_per_step // world_size
 
 
 class _Window:
@@ -310,17 +309,20 @@ class _Window:
         self.loss = self.grad_norm = self.flops = 0.0
         self.started_s = time.perf_counter()
 
-    def add(self, config: STDiT2Config, batch: Batch, ranks: int, loss: float, grad_norm: float) -> None:
-        """Count one step; a skipped one has no loss worth averaging."""
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.applied += 1
-            self.loss += loss
-            self.grad_norm += grad_norm
+    def add(self, config: STDiT2Config, batch: Batch, ranks: int) -> None:
+        """Count one batch of this rank and as much for each of the others."""
         samples = len(batch) * ranks
         clip = (batch.num_frames, batch.height, batch.width)
         self.samples += samples
         self.tokens += samples * num_tokens(*clip, patch_size=config.patch_size)
         self.flops += samples * training_flops(config, *clip, text_tokens=batch.text_features.shape[1])
+
+    def end_step(self, loss: float, grad_norm: float) -> None:
+        """Count one step; a skipped one has no loss worth averaging."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.applied += 1
+            self.loss += loss
+            self.grad_norm += grad_norm
 
     def point(self, step: int, learning_rate: float) -> LogPoint:
         """The means of these steps."""

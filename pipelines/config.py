@@ -50,6 +50,7 @@ class TrainingDefaults(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
     parallel: Literal["none", "ddp", "fsdp"] = "none"
+    batches_per_step: int = Field(1, ge=1, description="Of the plan; the number of ranks must divide it.")
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
@@ -134,6 +135,7 @@ class RunConfig(Section):
             text_encoder_folder=self.text_encoder_folder,
             text_encoder=self.text_encoder,
             crops_per_clip=self.crops_per_clip,
+            batches_per_step=self.training.batches_per_step,
             eval_batches_per_bucket=self.eval_batches_per_bucket,
         )
 

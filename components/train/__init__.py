@@ -29,9 +29,10 @@ from components.train.saving import AsyncCheckpoints
 from model.checkpoint import TrainingState, load_checkpoint
 from model.config import STDiT2Config
 from model.metrics import LogPoint
+from model.objective import stream_seed
 from model.parallel import Ranks, agreed, deterministic_algorithms, joined_ranks, parallelize
 from model.stdit2 import STDiT2
-from model.trainer import Trainer, TrainerOptions, stream_seed
+from model.trainer import Trainer, TrainerOptions
 
 logger = logging.getLogger(__name__)
 
@@ -122,11 +123,6 @@ class _Stage:
         )  # fmt: skip
         trainer = Trainer(network, self._options(), model=model, ranks=self.ranks)
         if state is not None:
-            if state.progress.batches_per_step != self.ranks.world_size:
-                raise KinoflowError(
-                    f"{self.out} was begun by {state.progress.batches_per_step} processes and cannot go on with "
-                    f"{self.ranks.world_size}; start as many as before."
-                )
             trainer.restore(state)
             logger.info("going on from %s", self.checkpoints.uri(trainer.step))
         elif self.parent is not None and not self._starts_from_weights:
@@ -160,6 +156,7 @@ class _Stage:
         return TrainerOptions(
             stage=config.name,
             steps=config.steps,
+            batches_per_step=config.batches_per_step,
             seed=config.seed,
             optimizer=config.optimizer,
             diffusion=config.diffusion,
@@ -179,11 +176,11 @@ class _Stage:
             raise KinoflowError(f"{self.data} holds no plan for the stage {self.config.name!r}; bucket it first.")
         manifest.fetch(self.data, folder, [name, INDEX_FILE])
         plan = PlanFile.open(folder / name)
-        wanted = self.config.steps * self.ranks.world_size
+        wanted = self.config.steps * self.config.batches_per_step
         if len(plan) < wanted:
             raise KinoflowError(
                 f"The plan of {self.data} for the stage {self.config.name!r} holds {len(plan)} batches, training needs "
-                f"{wanted} ({self.config.steps} steps of {self.ranks.world_size} processes); bucket again for that."
+                f"{wanted} ({self.config.steps} steps of {self.config.batches_per_step}); bucket again for that."
             )
         if self.config.masks is not None:
             for num_frames in plan.num_frames:

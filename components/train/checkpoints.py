@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
 STEP_FOLDER = re.compile(r"step-(\d{8})")
-# Options that decide what is watched and kept, not what is computed.
-BOOKKEEPING = {"log_every", "checkpoint_every", "keep_checkpoints"}
+# Options that decide what is watched and kept, and by how many processes: not what is computed, but for rounding.
+BOOKKEEPING = {"log_every", "checkpoint_every", "keep_checkpoints", "parallel"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class StageCheckpoints:
 
     @classmethod
     def of(cls, config: TrainConfig, out: str, inputs: Mapping[str, str]) -> StageCheckpoints:
-        """The checkpoints this stage makes; how often it logs and saves does not matter."""
+        """The checkpoints this stage makes; how often it logs and saves, and on how many ranks, does not matter."""
         return cls(out, config.model_dump(mode="json", exclude=BOOKKEEPING), inputs)
 
     @property

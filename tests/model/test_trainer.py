@@ -6,8 +6,10 @@ import torch
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.diffusion_config import FlowConfig, IDDPMConfig
+from model.objective import stream_seed
 from model.optimizer_config import OptimizerConfig
-from model.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, TrainingDivergedError, stream_seed
+from model.parallel import Ranks
+from model.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, TrainingDivergedError
 from tests.model.tiny_training import CONFIG, fresh_network, make_batch, options, trained
 
 
@@ -144,3 +146,43 @@ def test_warm_up_then_cosine():
     assert rates[8] == pytest.approx(0.5) and rates[12] == pytest.approx(0.0)
     constant = OptimizerConfig(learning_rate=2.0)
     assert {constant.learning_rate_at(step, 10) for step in range(10)} == {2.0}
+
+
+def test_accumulated_batches_train_like_their_mean():
+    asked = options(steps=4, batches_per_step=4, masks=None, log_every=1)
+    points, states = trained(Trainer(fresh_network(), asked))
+    network = fresh_network()
+    by_hand = Trainer(network, asked)
+    settings = asked.optimizer
+    optimizer = torch.optim.AdamW(
+        network.parameters(), settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
+    )
+    for step in range(4):
+        loss = sum(by_hand._objective(make_batch(index), index).mean for index in range(4 * step, 4 * step + 4)) / 4
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), settings.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(step, 4)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert points[step].loss == pytest.approx(loss.item(), rel=1e-5)
+        assert points[step].samples == 12
+    for name, tensor in network.state_dict().items():
+        torch.testing.assert_close(states[-1].weights[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_every_batch_of_a_step_goes_to_exactly_one_rank():
+    for ranks in (1, 2, 4):
+        trainers = [
+            Trainer(fresh_network(), options(batches_per_step=4), ranks=Ranks(rank, ranks)) for rank in range(ranks)
+        ]
+        assert sorted(i for t in trainers for i in t.step_batches(5)) == [20, 21, 22, 23]
+        assert all(t.step_batches(5) == list(range(20 + r, 24, ranks)) for r, t in enumerate(trainers))
+    with pytest.raises(ValueError, match="3 processes cannot share batches_per_step 4 equally; start 1 or 2 or 4, or"):
+        Trainer(fresh_network(), options(batches_per_step=4), ranks=Ranks(0, 3))
+
+
+def test_a_checkpoint_of_other_steps_is_refused():
+    state = Trainer(fresh_network(), options(batches_per_step=2)).state()
+    with pytest.raises(ValueError, match="batches_per_step 2 and cannot go on with 1"):
+        Trainer(fresh_network(), options()).restore(state)

@@ -6,11 +6,12 @@ checkpoint that holds the weights, the optimizer, the moving average and the num
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,18 @@ from model.diffusion_config import DiffusionConfig
 from model.ema import EMA
 from model.geometry import num_tokens
 from model.host_memory import HostMemory
+from model.handover import Handover
 from model.mask_config import MaskRatios
 from model.metrics import LogPoint, training_flops
 from model.objective import RANDOM_STREAM, Objective, Precision
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, gathered, load_whole, mean_over_ranks
+from model.sentinel import LeftOut, Sentinel
+from model.sentinel_config import SentinelConfig
 from model.stdit2 import STDiT2
 
-MAX_SKIPPED_IN_A_ROW = 5
+logger = logging.getLogger(__name__)
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -45,8 +50,9 @@ class TrainerOptions:
         masks: mixture of frame masks, or None to generate every frame.
         precision: "bf16" computes under autocast; the weights stay float32.
         log_every, save_every: in steps; the last step is always logged and saved.
-        parent: digest of the checkpoint the stage started from, recorded in its own.
         sharded_state: each rank's state holds its own share of the optimizer instead of the first rank's all of it.
+        sentinel: which steps are not applied, and when the stage goes back.
+        handover: what the stage took over from the one before, recorded in its checkpoints.
     """
 
     stage: str
@@ -60,12 +66,13 @@ class TrainerOptions:
     precision: Precision = "fp32"
     log_every: int = 10
     save_every: int = 500
-    parent: str | None = None
     sharded_state: bool = False
+    sentinel: SentinelConfig = field(default_factory=SentinelConfig)
+    handover: Handover = field(default_factory=Handover)
 
 
 class TrainingDivergedError(ValueError):
-    """Loss or gradient stayed without a finite value."""
+    """Loss or gradient stayed out of bounds although steps were skipped and left out."""
 
 
 class Trainer:
@@ -79,7 +86,8 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
-        skipped_steps: steps not applied because loss or gradient were not finite.
+        skipped_steps: steps not applied because loss or gradient were not to be trusted.
+        left_out: steps that are passed over.
 
     Raises:
         ValueError: the ranks cannot share a step's batches equally, or nothing is trainable.
@@ -106,7 +114,8 @@ class Trainer:
             settings.weight_decay, fused=True,
         )  # fmt: skip
         self._host = HostMemory()
-        self._skipped_in_a_row = 0
+        self.left_out: tuple[LeftOut, ...] = ()
+        self._sentinel = Sentinel(options.sentinel)
 
     # --- state ---------------------------------------------------------------------------------------------
 
@@ -141,12 +150,14 @@ class Trainer:
                 steps=options.steps,
                 batches_per_step=options.batches_per_step,
                 skipped_steps=self.skipped_steps,
+                sentinel=self._sentinel.state(),
+                left_out=self.left_out,
                 seed=options.seed,
                 random_stream=RANDOM_STREAM,
                 optimizer=options.optimizer,
                 diffusion=options.diffusion,
                 ema_decay=options.ema_decay,
-                parent=options.parent,
+                handover=options.handover,
             ),
         )
 
@@ -161,6 +172,8 @@ class Trainer:
             raise ValueError(f"the checkpoint was made with batches_per_step {before} and cannot go on with {asked}")
         self.start_from(state)
         self.step, self.skipped_steps = state.progress.step, state.progress.skipped_steps
+        self._sentinel.restore(state.progress.sentinel)
+        self.left_out = state.progress.left_out
 
     @torch.no_grad()
     def start_from(self, state: TrainingState, *, carry_optimizer: bool = True) -> None:
@@ -183,6 +196,7 @@ class Trainer:
     def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
         for name, parameter in self._trainable.items():
             if f"{name}.step" not in moments:
+                self._optimizer.state.pop(parameter, None)
                 continue
             own = self._optimizer.state[parameter]
             for moment in MOMENTS:
@@ -201,6 +215,7 @@ class Trainer:
         *,
         log: Callable[[LogPoint], None],
         save: Callable[[TrainingState], None],
+        go_back: Callable[[LeftOut], TrainingState] | None = None,
     ) -> None:
         """Train from the present step to the last.
 
@@ -208,18 +223,25 @@ class Trainer:
             batches: global batch index -> batch; see `step_batches` for which of them a rank takes.
             log: called every `log_every` steps and before each save.
             save: called every `save_every` steps and after the last.
+            go_back: called when too many steps in a row were refused; returns an earlier state of this stage, best
+                one before the steps that are to be left out. Without it that is the end.
 
         Raises:
-            TrainingDivergedError: after several steps in a row without a finite loss and gradient.
+            TrainingDivergedError: after several steps in a row without a loss and gradient to be trusted, and going
+                back as often as is allowed.
         """
         options = self.options
         window = _Window(self.step)
         self.model.train()
         while self.step < options.steps:
             learning_rate = options.optimizer.learning_rate_at(self.step, options.steps)
-            loss, grad_norm = self._train_step(batches, learning_rate, window)
+            if not any(steps.covers(self.step) for steps in self.left_out):
+                fault = self._train_step(batches, learning_rate, window)
+                if fault is not None and self._sentinel.gives_in:
+                    self._go_back(fault, go_back)
+                    window = _Window(self.step)
+                    continue
             self.step += 1
-            window.end_step(loss, grad_norm)
             saves = self.step % options.save_every == 0 or self.step == options.steps
             if saves or self.step % options.log_every == 0:
                 log(window.point(self.step, learning_rate))
@@ -227,18 +249,34 @@ class Trainer:
                     save(self.state())
                 window = _Window(self.step)
 
+    def _go_back(self, fault: str, go_back: Callable[[LeftOut], TrainingState] | None) -> None:
+        """Take up an earlier state and pass over the steps that led here."""
+        settings = self.options.sentinel
+        first_refused = self.step + 1 - self._sentinel.skipped_in_a_row
+        window = LeftOut(
+            first_step=max(first_refused - settings.lookback_steps, 0), end_step=self.step + 1, reason=fault
+        )
+        if go_back is None or len(self.left_out) >= settings.max_rollbacks:
+            before = f" and after going back {len(self.left_out)} times" if self.left_out else ""
+            raise TrainingDivergedError(
+                f"{fault} at step {self.step + 1}, the last of {self._sentinel.skipped_in_a_row} steps in a row that "
+                f"were not applied{before}; lower the learning rate or look at the data of these steps, then start "
+                "again from the last checkpoint."
+            )
+        state, before_this = go_back(window), self.left_out
+        self.restore(state)
+        self.left_out = (*before_this, window.since(self.step))
+
     def step_batches(self, step: int) -> list[int]:
         """Global indices of the batches this rank takes in that step, in order."""
         first, ranks = step * self.options.batches_per_step + self.ranks.rank, self.ranks.world_size
         return [first + turn * ranks for turn in range(self._batches_per_rank)]
 
-    def _train_step(
-        self, batches: Callable[[int], Batch], learning_rate: float, window: _Window
-    ) -> tuple[float, float]:
-        """Forward and backward passes of a step's batches and (if all is finite) one optimizer step.
+    def _train_step(self, batches: Callable[[int], Batch], learning_rate: float, window: _Window) -> str | None:
+        """Forward and backward passes of a step's batches and, if the result can be trusted, one optimizer step.
 
         Returns:
-            mean loss over all batches of the step, norm of its gradient before clipping.
+            why the step was not applied, or None when it was.
         """
         indices = self.step_batches(self.step)
         losses = []
@@ -253,16 +291,17 @@ class Trainer:
         own_loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
         # one wait for the device, and the same verdict on every rank
         both = mean_over_ranks(torch.stack((own_loss, norm)), self.ranks).tolist()
-        loss_value, grad_norm = both[0], both[1]
-        if math.isfinite(loss_value) and math.isfinite(grad_norm):
+        fault = self._sentinel.judge(both[0], both[1])
+        if fault is None:
             self._optimizer.param_groups[0]["lr"] = learning_rate
             self._optimizer.step()
             self.ema.update()
-            self._skipped_in_a_row = 0
+            window.end_step(both[0], both[1])
         else:
-            self._skip(loss_value, grad_norm)
+            logger.warning("step %d is not applied: %s.", self.step + 1, fault)
+            self.skipped_steps += 1
         self._optimizer.zero_grad(set_to_none=True)
-        return loss_value, grad_norm
+        return fault
 
     def _reducing(self, last: bool) -> AbstractContextManager[object]:
         """Let replicated ranks add up their own gradients first and average them once, with the last batch."""
@@ -277,16 +316,6 @@ class Trainer:
         if limit is None:
             return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         return nn.utils.clip_grad_norm_(parameters, limit)
-
-    def _skip(self, loss: float, grad_norm: float) -> None:
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingDivergedError(
-                f"the loss ({loss:g}) or the gradient ({grad_norm:g}) was not finite for "
-                f"{self._skipped_in_a_row} steps up to step {self.step + 1}; lower the learning rate or look at the "
-                "data, then start again from the last checkpoint."
-            )
 
 
 def batches_per_rank(batches_per_step: int, world_size: int) -> int:
@@ -318,11 +347,10 @@ class _Window:
         self.flops += samples * training_flops(config, *clip, text_tokens=batch.text_features.shape[1])
 
     def end_step(self, loss: float, grad_norm: float) -> None:
-        """Count one step; a skipped one has no loss worth averaging."""
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.applied += 1
-            self.loss += loss
-            self.grad_norm += grad_norm
+        """Count one step that was applied; a skipped one has no loss worth averaging."""
+        self.applied += 1
+        self.loss += loss
+        self.grad_norm += grad_norm
 
     def point(self, step: int, learning_rate: float) -> LogPoint:
         """The means of these steps."""

@@ -1,4 +1,5 @@
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,9 @@ from model.diffusion_config import FlowConfig, IDDPMConfig
 from model.objective import stream_seed
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks
-from model.trainer import MAX_SKIPPED_IN_A_ROW, Trainer, TrainingDivergedError
+from model.sentinel import Sentinel
+from model.sentinel_config import SentinelConfig
+from model.trainer import Trainer, TrainingDivergedError
 from tests.model.tiny_training import CONFIG, fresh_network, make_batch, options, trained
 
 
@@ -110,9 +113,91 @@ def test_a_step_without_a_finite_loss_is_skipped_and_counted():
 
 def test_training_gives_up_after_several_such_steps_in_a_row():
     trainer = Trainer(fresh_network(), options(save_every=100))
-    with pytest.raises(TrainingDivergedError, match=r"not finite for 5 steps up to step 8; lower"):
+    with pytest.raises(TrainingDivergedError, match=r"loss is nan at step 8, the last of 5 steps in a row.*; lower"):
         trainer.fit(poisoned(range(3, 12)), log=lambda point: None, save=lambda state: None)
-    assert trainer.skipped_steps == MAX_SKIPPED_IN_A_ROW and trainer.step == 3 + MAX_SKIPPED_IN_A_ROW - 1
+    assert trainer.skipped_steps == 5 and trainer.step == 7
+
+
+def go_back_to(states):
+    """The newest of the saved states that lies before the steps to leave out; what was asked is remembered."""
+    asked = []
+
+    def go_back(window):
+        asked.append(window)
+        return next(s for s in reversed(states) if s.progress.step <= window.first_step)
+
+    return go_back, asked
+
+
+LONG = {"steps": 24, "save_every": 4, "sentinel": SentinelConfig(max_skipped_in_a_row=3, lookback_steps=2)}
+
+
+def test_it_goes_back_and_leaves_out_what_led_astray(tmp_path):
+    trainer, points, states = Trainer(fresh_network(), options(**LONG)), [], []
+    go_back, asked = go_back_to(states)
+    trainer.fit(poisoned(range(10, 13)), log=points.append, save=states.append, go_back=go_back)
+    # the three bad steps and two before them, from the checkpoint after step 8 on
+    assert [(w.first_step, w.end_step) for w in asked] == [(8, 13)] and asked[0].reason == "the loss is nan"
+    last = states[-1]
+    assert last.progress.left_out == (asked[0],) and last.progress.step == 24
+    # a run that never reads them ends the same, and so does one that goes on from any later checkpoint
+    by_hand = Trainer(fresh_network(), options(**LONG))
+    by_hand.left_out = last.progress.left_out
+    read, others = [], []
+
+    def batches(index):
+        read.append(index)
+        return make_batch(index)
+
+    by_hand.fit(batches, log=lambda point: None, save=others.append)
+    assert read == [*range(8), *range(13, 24)]
+    assert_same(others[-1], last)
+    middle = next(s for s in states if s.progress.step == 12 and s.progress.left_out)
+    save_checkpoint(tmp_path, middle)
+    resumed = Trainer(fresh_network(seed=5), options(**LONG))
+    resumed.restore(load_checkpoint(tmp_path))
+    assert_same(trained(resumed)[1][-1], last)
+
+
+def test_it_gives_up_when_going_back_does_not_help():
+    asked = options(**LONG | {"sentinel": SentinelConfig(max_skipped_in_a_row=3, lookback_steps=0, max_rollbacks=2)})
+    trainer, states = Trainer(fresh_network(), asked), []
+    go_back, windows = go_back_to(states)
+    with pytest.raises(TrainingDivergedError, match="3 steps in a row that were not applied and after going back 2 ti"):
+        trainer.fit(poisoned(range(10, 24)), log=lambda p: None, save=states.append, go_back=go_back)
+    assert [(w.first_step, w.end_step) for w in windows] == [(10, 13), (13, 16)]
+
+
+def test_a_spike_never_reaches_the_weights_and_a_resume_decides_the_same(tmp_path):
+    def spiking(index):
+        batch = make_batch(index)
+        return replace(batch, latents=batch.latents * 1e4) if index == 10 else batch
+
+    settings = SentinelConfig(min_steps=6, window_steps=8)
+    asked = options(steps=14, save_every=9, sentinel=settings)
+    results = []
+    for sentinel in (settings, SentinelConfig(spike_threshold=None)):
+        trainer, states = Trainer(fresh_network(), options(steps=14, save_every=9, sentinel=sentinel)), []
+        trainer.fit(spiking, log=lambda point: None, save=states.append)
+        results.append(states)
+    (middle, watched), (_, unwatched) = results
+    assert watched.progress.skipped_steps == 1 and unwatched.progress.skipped_steps == 0
+    assert len(watched.progress.sentinel.losses) == 8
+    save_checkpoint(tmp_path, middle)
+    resumed, states = Trainer(fresh_network(seed=3), asked), []
+    resumed.restore(load_checkpoint(tmp_path))
+    resumed.fit(spiking, log=lambda point: None, save=states.append)
+    assert_same(states[-1], watched)
+
+
+def test_nothing_that_happens_in_training_is_called_a_spike():
+    """Heavy-tailed losses of small batches over all timesteps, then a fall by half."""
+    draws, sentinel = random.Random(4), Sentinel(SentinelConfig())
+    for step in range(3000):
+        level = 1.0 if step < 1500 else 0.5
+        assert sentinel.judge(level * draws.lognormvariate(0, 0.7), draws.lognormvariate(-1, 0.9)) is None
+    assert "robust deviations above" in sentinel.judge(1e6, 1.0)
+    assert sentinel.judge(1.0, math.inf) == "the gradient norm is inf"
 
 
 def test_clipping_bounds_the_step_and_reports_the_norm_before_it():

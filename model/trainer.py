@@ -7,9 +7,8 @@ checkpoint that holds the weights, the optimizer, the moving average and the num
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -19,20 +18,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.batch import Batch
 from model.checkpoint import Part, Progress, TrainingState
-from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig
 from model.ema import EMA
-from model.geometry import num_tokens
-from model.host_memory import HostMemory
 from model.handover import Handover
+from model.host_memory import HostMemory
 from model.mask_config import MaskRatios
-from model.metrics import LogPoint, training_flops
+from model.metrics import LogPoint
 from model.objective import RANDOM_STREAM, Objective, Precision
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, gathered, load_whole, mean_over_ranks
 from model.sentinel import LeftOut, Sentinel
 from model.sentinel_config import SentinelConfig
 from model.stdit2 import STDiT2
+from model.window import Window
 
 logger = logging.getLogger(__name__)
 
@@ -216,38 +214,56 @@ class Trainer:
         log: Callable[[LogPoint], None],
         save: Callable[[TrainingState], None],
         go_back: Callable[[LeftOut], TrainingState] | None = None,
-    ) -> None:
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Train from the present step to the last.
 
         Args:
             batches: global batch index -> batch; see `step_batches` for which of them a rank takes.
             log: called every `log_every` steps and before each save.
-            save: called every `save_every` steps and after the last.
-            go_back: called when too many steps in a row were refused; returns an earlier state of this stage, best
+            save: called every `save_every` steps, unless the last step was refused, and after the last of all.
+            go_back: called when too many steps in a row were refused, or the very last one; returns an earlier state of this stage, best
                 one before the steps that are to be left out. Without it that is the end.
+            stop: asked after every step; once it says so on any rank, all of them log, save and return.
+
+        Returns:
+            Whether the last step was reached.
 
         Raises:
             TrainingDivergedError: after several steps in a row without a loss and gradient to be trusted, and going
                 back as often as is allowed.
         """
         options = self.options
-        window = _Window(self.step)
+        window = Window(self.step, self.network.config, self.ranks)
+        stopping = False
         self.model.train()
-        while self.step < options.steps:
+        while self.step < options.steps and not stopping:
             learning_rate = options.optimizer.learning_rate_at(self.step, options.steps)
-            if not any(steps.covers(self.step) for steps in self.left_out):
-                fault = self._train_step(batches, learning_rate, window)
-                if fault is not None and self._sentinel.gives_in:
+            if not self._is_left_out(self.step):
+                fault, stopping = self._train_step(batches, learning_rate, window, stop)
+                if fault is not None and (self._sentinel.gives_in or self.step + 1 == options.steps):
                     self._go_back(fault, go_back)
-                    window = _Window(self.step)
+                    window = Window(self.step, self.network.config, self.ranks)
                     continue
             self.step += 1
-            saves = self.step % options.save_every == 0 or self.step == options.steps
+            # what was refused may be the weights' fault: nobody should go back to such a state
+            good = self._sentinel.skipped_in_a_row == 0
+            saves = (self.step % options.save_every == 0 and good) or self.step == options.steps or stopping
             if saves or self.step % options.log_every == 0:
                 log(window.point(self.step, learning_rate))
                 if saves:
                     save(self.state())
-                window = _Window(self.step)
+                window = Window(self.step, self.network.config, self.ranks)
+        return self.step == options.steps
+
+    def coming_batches(self) -> Iterator[int]:
+        """Global indices of the batches this rank will read from the present step on, as things stand."""
+        for step in range(self.step, self.options.steps):
+            if not self._is_left_out(step):
+                yield from self.step_batches(step)
+
+    def _is_left_out(self, step: int) -> bool:
+        return any(steps.covers(step) for steps in self.left_out)
 
     def _go_back(self, fault: str, go_back: Callable[[LeftOut], TrainingState] | None) -> None:
         """Take up an earlier state and pass over the steps that led here."""
@@ -272,36 +288,44 @@ class Trainer:
         first, ranks = step * self.options.batches_per_step + self.ranks.rank, self.ranks.world_size
         return [first + turn * ranks for turn in range(self._batches_per_rank)]
 
-    def _train_step(self, batches: Callable[[int], Batch], learning_rate: float, window: _Window) -> str | None:
+    def _train_step(
+        self, batches: Callable[[int], Batch], learning_rate: float, window: Window, stop: Callable[[], bool]
+    ) -> tuple[str | None, bool]:
         """Forward and backward passes of a step's batches and, if the result can be trusted, one optimizer step.
 
         Returns:
-            why the step was not applied, or None when it was.
+            why the step was not applied, or None when it was; whether any rank wants to stop after it.
         """
         indices = self.step_batches(self.step)
         losses = []
         for index in indices:
+            asked_s = time.perf_counter()
             batch = batches(index)
+            window.waited(time.perf_counter() - asked_s)
+            mark = window.begin_batch()
             with self._reducing(index == indices[-1]):
-                loss = self._objective(batch, index).mean
-                (loss / len(indices) if len(indices) > 1 else loss).backward()
-            losses.append(loss.detach())
-            window.add(self.network.config, batch, self.ranks.world_size)
+                loss = self._objective(batch, index)
+                (loss.mean / len(indices) if len(indices) > 1 else loss.mean).backward()
+            losses.append(loss.mean.detach())
+            window.end_batch(mark, batch, loss)
         norm = gathered(self._clip_gradients())
         own_loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
         # one wait for the device, and the same verdict on every rank
-        both = mean_over_ranks(torch.stack((own_loss, norm)), self.ranks).tolist()
-        fault = self._sentinel.judge(both[0], both[1])
+        stopping = torch.tensor(float(stop()), device=self.ranks.device)
+        loss_value, grad_norm, wants_to_stop = mean_over_ranks(
+            torch.stack((own_loss, norm, stopping)), self.ranks
+        ).tolist()
+        fault = self._sentinel.judge(loss_value, grad_norm)
         if fault is None:
             self._optimizer.param_groups[0]["lr"] = learning_rate
             self._optimizer.step()
             self.ema.update()
-            window.end_step(both[0], both[1])
         else:
             logger.warning("step %d is not applied: %s.", self.step + 1, fault)
             self.skipped_steps += 1
+        window.end_step(loss_value, grad_norm, applied=fault is None)
         self._optimizer.zero_grad(set_to_none=True)
-        return fault
+        return fault, wants_to_stop > 0
 
     def _reducing(self, last: bool) -> AbstractContextManager[object]:
         """Let replicated ranks add up their own gradients first and average them once, with the last batch."""
@@ -327,41 +351,3 @@ def batches_per_rank(batches_per_step: int, world_size: int) -> int:
             f"start {' or '.join(fitting)}, or plan with a multiple of {world_size}"
         )
     return batches_per_step // world_size
-
-
-class _Window:
-    """Sums over the steps since the last log point."""
-
-    def __init__(self, step: int) -> None:
-        self.first_step = step
-        self.applied = self.samples = self.tokens = 0
-        self.loss = self.grad_norm = self.flops = 0.0
-        self.started_s = time.perf_counter()
-
-    def add(self, config: STDiT2Config, batch: Batch, ranks: int) -> None:
-        """Count one batch of this rank and as much for each of the others."""
-        samples = len(batch) * ranks
-        clip = (batch.num_frames, batch.height, batch.width)
-        self.samples += samples
-        self.tokens += samples * num_tokens(*clip, patch_size=config.patch_size)
-        self.flops += samples * training_flops(config, *clip, text_tokens=batch.text_features.shape[1])
-
-    def end_step(self, loss: float, grad_norm: float) -> None:
-        """Count one step that was applied; a skipped one has no loss worth averaging."""
-        self.applied += 1
-        self.loss += loss
-        self.grad_norm += grad_norm
-
-    def point(self, step: int, learning_rate: float) -> LogPoint:
-        """The means of these steps."""
-        return LogPoint(
-            step=step,
-            steps=step - self.first_step,
-            loss=self.loss / self.applied if self.applied else math.nan,
-            grad_norm=self.grad_norm / self.applied if self.applied else math.nan,
-            learning_rate=learning_rate,
-            samples=self.samples,
-            tokens=self.tokens,
-            flops=self.flops,
-            seconds=time.perf_counter() - self.started_s,
-        )

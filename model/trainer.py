@@ -222,8 +222,8 @@ class Trainer:
             batches: global batch index -> batch; see `step_batches` for which of them a rank takes.
             log: called every `log_every` steps and before each save.
             save: called every `save_every` steps, unless the last step was refused, and after the last of all.
-            go_back: called when too many steps in a row were refused, or the very last one; returns an earlier state of this stage, best
-                one before the steps that are to be left out. Without it that is the end.
+            go_back: called when too many steps in a row were refused, or the very last one; returns an earlier state
+                of this stage, best one before the steps that are to be left out. Without it that is the end.
             stop: asked after every step; once it says so on any rank, all of them log, save and return.
 
         Returns:

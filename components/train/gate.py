@@ -58,10 +58,12 @@ def check_gate(
         return verdict
     against_parent = gate.max_increase is not None and parent is not None
     if verdict.held_out_loss is None or (against_parent and verdict.parent_held_out_loss is None):
-        with tempfile.TemporaryDirectory(prefix="kinoflow-") as folder:
-            with open_held_out(data, config.name, Path(folder) / "data") as batches:
-                measure = _Measure(config, data, batches, Path(folder), on_batch)
-                verdict = Verdict(measure(checkpoint), measure(parent) if against_parent and parent else None)
+        with (
+            tempfile.TemporaryDirectory(prefix="kinoflow-") as folder,
+            open_held_out(data, config.name, Path(folder) / "data") as batches,
+        ):
+            measure = _Measure(config, data, batches, Path(folder), on_batch)
+            verdict = Verdict(measure(checkpoint), measure(parent) if against_parent and parent else None)
     loss, before = verdict.held_out_loss, verdict.parent_held_out_loss
     assert loss is not None
     if not math.isfinite(loss):

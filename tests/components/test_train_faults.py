@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from components import manifest, store
 from components.errors import KinoflowError
@@ -192,3 +195,60 @@ def test_every_cause_has_its_own_account():
     assert history.restarts["killed"].lost_s == 50.0
     assert history.effective_time_ratio(400.0) == pytest.approx(30 / 200)
     assert history.reliability(400.0)["restarts/killed"] == 1
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+
+def launch(folder: Path, data: str, out: Path, ranks: int) -> list[subprocess.Popen]:
+    """What torchrun would start."""
+    asked = config(batches_per_step=2, steps=6, checkpoint_every=2, parallel="ddp")
+    (folder / "config.json").write_text(asked.model_dump_json())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable, "-W", "ignore", "-m", "components.train", "--config", str(folder / "config.json"),
+        "--data", data, "--out", str(out),
+    ]  # fmt: skip
+    same = {"WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            command, cwd=REPO, env={**os.environ, **same, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(ranks)
+    ]  # fmt: skip
+
+
+def ended(processes: list[subprocess.Popen]) -> list[int]:
+    outputs = [process.communicate(timeout=280)[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert set(codes) <= {0, 75, -signal.SIGKILL}, outputs
+    return codes
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks_killed_or_stopped_end_with_the_same_bytes_and_one_goes_on_for_two(data, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert ended(launch(tmp_path, data, whole, 2)) == [0, 0]
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        processes = launch(tmp_path, data, killed, 2)
+        step = "step-00000002" if number == signal.SIGKILL else "step-00000004"
+        while not (killed / step / "manifest.json").exists() and processes[0].poll() is None:
+            time.sleep(0.001)
+        for process in processes[: 2 if number == signal.SIGKILL else 1]:  # one told to stop stops all
+            process.send_signal(number)
+        codes = ended(processes)
+        assert codes in ([-9, -9], [75, 75], [0, 0])  # it may have come too late
+        assert number != signal.SIGKILL or codes == [-9, -9]
+    assert ended(launch(tmp_path, data, killed, 2)) == [0, 0]
+    end = "step-00000006"
+    assert digests(str(killed / end)) == digests(str(whole / end))
+    shutil.rmtree(killed / end)
+    (killed / "report.json").unlink()
+    assert ended(launch(tmp_path, data, killed, 1)) == [0]
+    one, two = (load_checkpoint(folder / end) for folder in (killed, whole))
+    for name, tensor in two.weights.items():
+        torch.testing.assert_close(one.weights[name], tensor, rtol=1e-3, atol=1e-5)

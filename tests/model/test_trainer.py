@@ -33,6 +33,27 @@ def test_logs_and_saves_at_the_steps_asked_for():
     assert all(p.samples == 3 * p.steps and p.tokens > 0 and p.flops > 0 and p.seconds > 0 for p in points)
 
 
+def test_points_tell_of_every_bucket_and_quarter_of_the_timesteps():
+    points, _ = trained(Trainer(fresh_network(), options(batches_per_step=2, log_every=12, save_every=12)))
+    (point,) = points
+    images, clips = sorted(point.buckets, key=lambda bucket: bucket.bucket)
+    assert (images.bucket, images.batches, images.samples) == ("1x32x48", 8, 24)
+    assert (clips.bucket, clips.batches, clips.samples) == ("4x32x48", 16, 48)
+    assert (images.loss * 24 + clips.loss * 48) / 72 == pytest.approx(point.loss, rel=1e-5)
+    assert len(point.quartile_losses) == 4 and all(0 < loss < 10 for loss in point.quartile_losses)
+    assert 0 < images.seconds < point.seconds and images.peak_bytes > 2**20
+    assert 0 <= point.wait_s < point.seconds and len(point.resident_bytes) == 1
+    told = point.rates(peak_flops_per_s=1e12)
+    assert {
+        "loss_bucket/4x32x48",
+        "step_time_s/1x32x48",
+        "mfu",
+        "data_wait_share",
+        "resident_mib/rank_0",
+    } <= told.keys()
+    assert told["mfu"] == pytest.approx(point.flops / point.seconds / 1e12)
+
+
 def test_the_loss_falls_on_one_batch_seen_again_and_again():
     network = fresh_network(CONFIG.model_copy(update={"class_dropout_prob": 0.0}))
     trainer = Trainer(network, options(steps=120, masks=None, log_every=20, save_every=1000))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.sentinel_config import SentinelConfig
 
 DEVIATIONS_PER_MAD = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
-MIN_SPREAD = 0.1  # of a logarithm: nothing below e^(0.1 threshold) times the median is a spike
+MIN_SPREAD = 0.3  # of a logarithm: buckets that come up rarely may well lie e times above the others
 TINY = 1e-30
 
 

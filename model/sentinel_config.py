@@ -10,8 +10,8 @@ class SentinelConfig(BaseModel):
 
     A value that is not finite is always refused. A spike is a loss or gradient norm whose logarithm lies further above
     the median of the last applied steps than `spike_threshold` robust standard deviations (1.4826 x the median
-    absolute deviation, at least 0.1). The default is meant for catastrophes: at the usual spread of small batches, of
-    half a unit of the logarithm, it takes a loss 150 times the median; at the spread of large ones, 2.7 times.
+    absolute deviation, at least 0.3). The default is meant for catastrophes: at the usual spread of small batches, of
+    half a unit of the logarithm, it takes a loss 150 times the median; at the spread of large ones, 20 times.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

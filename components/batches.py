@@ -61,6 +61,7 @@ class BatchReader:
             height=first["height"],
             width=first["width"],
             fps=torch.tensor(rows["fps"].to_list()),
+            bucket=f"{first['resolution']} {first['num_frames']} frames",
         )
 
     def resolution(self, index: int) -> str:

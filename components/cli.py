@@ -21,6 +21,11 @@ from components.progress import append_event
 PROGRESS_FILE_VARIABLE = "KINOFLOW_PROGRESS_FILE"
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_PREEMPTED = 75
+"""EX_TEMPFAIL of sysexits.h: work was told to stop (SIGTERM, SIGINT), has saved what it could and wants to go on.
+An orchestrator may start it again without counting an error."""
+EXIT_HUNG = 70
+"""EX_SOFTWARE of sysexits.h: no progress for too long, every thread's stack is in the log. Counts as an error."""
 
 
 def run_cli(function: Callable[..., Any]) -> None:
@@ -73,9 +78,18 @@ def _disk_sentence(error: BaseException) -> str | None:
 
 def report_error(sentence: str) -> None:
     """Append `{"error": sentence}` to the progress file when a parent process gave one."""
+    _append({"error": _one_line(sentence)})
+
+
+def report_ending(code: int, sentence: str) -> None:
+    """Append `{"ending": code, "sentence": sentence}`: why work ends that is worth starting again."""
+    _append({"ending": code, "sentence": _one_line(sentence)})
+
+
+def _append(event: dict[str, object]) -> None:
     path = os.environ.get(PROGRESS_FILE_VARIABLE)
     if path:
-        append_event(path, {"error": _one_line(sentence)})
+        append_event(path, event)
 
 
 def _raised_in_model(trace: TracebackType | None) -> bool:

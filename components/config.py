@@ -21,6 +21,7 @@ from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.geometry import VAE_STRIDE
 from model.mask_config import MaskRatios
 from model.optimizer_config import OptimizerConfig as OptimizerConfig
+from model.sentinel_config import SentinelConfig
 
 
 class Section(BaseModel):
@@ -147,7 +148,7 @@ class BucketConfig(Section):
         None, description="URI of a transformers T5 encoder folder; a word-level one is made when absent."
     )
     text_encoder: TextEncoderConfig = TextEncoderConfig()
-    world_size: int = Field(1, ge=1, description="Ranks of a training stage: batches planned per step.")
+    batches_per_step: int = Field(1, ge=1, description="Batches planned per optimizer step, for all ranks together.")
     cost_group: int | None = Field(
         None, ge=1, description="Batches of equal cost after one another, for as many ranks; one step's when absent."
     )
@@ -159,11 +160,25 @@ class BucketConfig(Section):
     shard_size_bytes: int = Field(64 << 20, ge=1 << 16, description="A shard is closed above this size.")
 
 
+class PromotionGate(Section):
+    """What a stage's result must reach on held-out clips before a later stage may start from it."""
+
+    max_held_out_loss: float | None = Field(None, gt=0, description="Of the averaged weights; no limit when absent.")
+    max_increase: float | None = Field(
+        None, ge=0, description="Largest increase over the parent's loss on the same clips, as a share of it."
+    )
+    timesteps: int = Field(10, ge=1, description="Equidistant timesteps of the held-out loss.")
+    seed: int = Field(42, description="Of the noise, the same for the stage and its parent.")
+
+
 class TrainConfig(Section):
     """One training stage."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
     steps: int = Field(gt=0)
+    batches_per_step: int = Field(
+        1, ge=1, description="Batches of the plan in one optimizer step; the number of ranks must divide it."
+    )
     seed: int = 42
     network: STDiT2Config
     diffusion: DiffusionConfig = IDDPMConfig()
@@ -179,9 +194,21 @@ class TrainConfig(Section):
     compile: bool = False
     parallel: Literal["none", "ddp", "fsdp"] = "none"
     num_threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent.")
+    sentinel: SentinelConfig = SentinelConfig()
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints of a running stage that are kept.")
+    gate: PromotionGate | None = Field(None, description="Stops the chain of stages after a bad one; none when absent.")
+    grace_s: float = Field(25.0, gt=0, description="From SIGTERM to the end of the process, saved or not.")
+    hang_timeout_s: float | None = Field(
+        1800.0, gt=0, description="Without a batch or a saved file for so long the process ends; never when absent."
+    )
+    store_outage_s: float = Field(900.0, ge=0, description="How long a store that refuses checkpoints is put up with.")
+    peak_flops_per_s: float | None = Field(
+        None,
+        gt=0,
+        description="Of one device, for the utilisation; timed at the start when absent.",
+    )
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

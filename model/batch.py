@@ -18,6 +18,7 @@ class Batch:
         text_mask: (B, M) int64, 1 where a token counts.
         num_frames, height, width: size of the clips in pixels.
         fps: (B,) float32, of the source videos; 120 for images.
+        bucket: name that its figures are reported under; its size when absent.
     """
 
     latents: Tensor
@@ -27,6 +28,12 @@ class Batch:
     height: int
     width: int
     fps: Tensor
+    bucket: str = ""
+
+    def __post_init__(self) -> None:
+        """Name a batch without a bucket by its size."""
+        if not self.bucket:
+            object.__setattr__(self, "bucket", f"{self.num_frames}x{self.height}x{self.width}")
 
     def __len__(self) -> int:
         """Number of clips B."""

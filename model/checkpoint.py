@@ -30,7 +30,9 @@ from torch import Tensor
 
 from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig
+from model.handover import Handover
 from model.optimizer_config import OptimizerConfig
+from model.sentinel import LeftOut, SentinelState
 from model.stdit2 import STDiT2
 from model.tensor_file import TensorFile
 
@@ -54,14 +56,18 @@ class Progress(BaseModel):
     stage: str
     step: int = Field(ge=0, description="Optimizer steps done; the plan goes on at this row of batches.")
     steps: int = Field(gt=0, description="Optimizer steps of the whole stage.")
-    batches_per_step: int = Field(1, ge=1, description="Ranks: batches of the plan that one step consumes.")
-    skipped_steps: int = Field(0, ge=0, description="Steps not applied because loss or gradient were not finite.")
+    batches_per_step: int = Field(1, ge=1, description="Batches of the plan that one step consumes.")
+    skipped_steps: int = Field(
+        0, ge=0, description="Steps not applied because loss or gradient were not to be trusted."
+    )
+    sentinel: SentinelState = Field(SentinelState(), description="What decides whether the next step is applied.")
+    left_out: tuple[LeftOut, ...] = Field((), description="Steps passed over after going back to a checkpoint.")
     seed: int
     random_stream: str = Field(description="How every random draw follows from seed, stage and batch.")
     optimizer: OptimizerConfig
     diffusion: DiffusionConfig
     ema_decay: float
-    parent: str | None = Field(None, description="Digest of the checkpoint the stage started from.")
+    handover: Handover = Field(Handover(), description="What the stage took over from the one before.")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from model.mask_config import MaskRatios
 from model.metrics import LogPoint
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, parallelize
+from model.sentinel_config import SentinelConfig
 from model.stdit2 import STDiT2
 from model.trainer import Trainer, TrainerOptions
 
@@ -73,6 +74,7 @@ def probe_trainer(
     options = TrainerOptions(
         stage="probe", steps=NEVER, seed=0, optimizer=optimizer or OptimizerConfig(), diffusion=diffusion, masks=masks,
         precision=workload.precision, log_every=1, save_every=NEVER,
+        sentinel=SentinelConfig(spike_threshold=None),
     )  # fmt: skip
     return Trainer(network, options, model=model, ranks=ranks)
 

@@ -6,35 +6,34 @@ checkpoint that holds the weights, the optimizer, the moving average and the num
 
 from __future__ import annotations
 
-import hashlib
-import math
-import random
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from model.batch import Batch
 from model.checkpoint import Part, Progress, TrainingState
-from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig
 from model.ema import EMA
-from model.geometry import num_tokens
+from model.handover import Handover
 from model.host_memory import HostMemory
 from model.mask_config import MaskRatios
-from model.masks import sample_frame_masks
-from model.metrics import LogPoint, training_flops
+from model.metrics import LogPoint
+from model.objective import RANDOM_STREAM, Objective, Precision
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, gathered, load_whole, mean_over_ranks
-from model.process import build_process
+from model.sentinel import LeftOut, Sentinel
+from model.sentinel_config import SentinelConfig
 from model.stdit2 import STDiT2
+from model.window import Window
 
-RANDOM_STREAM = "blake2b-64(seed/stage/batch/purpose) seeds mt19937"
-MAX_SKIPPED_IN_A_ROW = 5
+logger = logging.getLogger(__name__)
+
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -45,11 +44,13 @@ class TrainerOptions:
     Attributes:
         stage: name; part of every random stream.
         steps: optimizer steps of the stage.
+        batches_per_step: global batches whose mean loss one step follows; R ranks take an R-th of them each.
         masks: mixture of frame masks, or None to generate every frame.
         precision: "bf16" computes under autocast; the weights stay float32.
         log_every, save_every: in steps; the last step is always logged and saved.
-        parent: digest of the checkpoint the stage started from, recorded in its own.
         sharded_state: each rank's state holds its own share of the optimizer instead of the first rank's all of it.
+        sentinel: which steps are not applied, and when the stage goes back.
+        handover: what the stage took over from the one before, recorded in its checkpoints.
     """
 
     stage: str
@@ -57,23 +58,19 @@ class TrainerOptions:
     seed: int
     optimizer: OptimizerConfig
     diffusion: DiffusionConfig
+    batches_per_step: int = 1
     masks: MaskRatios | None = None
     ema_decay: float = 0.9999
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     log_every: int = 10
     save_every: int = 500
-    parent: str | None = None
     sharded_state: bool = False
+    sentinel: SentinelConfig = field(default_factory=SentinelConfig)
+    handover: Handover = field(default_factory=Handover)
 
 
 class TrainingDivergedError(ValueError):
-    """Loss or gradient stayed without a finite value."""
-
-
-def stream_seed(seed: int, stage: str, batch: int, purpose: str) -> int:
-    """Seed of one random stream: the first 63 bits of a hash of what the stream is for."""
-    digest = hashlib.blake2b(f"{seed}/{stage}/{batch}/{purpose}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    """Loss or gradient stayed out of bounds although steps were skipped and left out."""
 
 
 class Trainer:
@@ -87,7 +84,11 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
-        skipped_steps: steps not applied because loss or gradient were not finite.
+        skipped_steps: steps not applied because loss or gradient were not to be trusted.
+        left_out: steps that are passed over.
+
+    Raises:
+        ValueError: the ranks cannot share a step's batches equally, or nothing is trainable.
     """
 
     def __init__(
@@ -95,7 +96,11 @@ class Trainer:
     ) -> None:
         self.network, self.options, self.ranks = network, options, ranks or Ranks()
         self.model = model if model is not None else network
-        self.process = build_process(options.diffusion)
+        self._objective = Objective(
+            self.model, options.diffusion, options.stage, options.seed, network.config.class_dropout_prob,
+            options.masks, options.precision, self.ranks.device,
+        )  # fmt: skip
+        self._batches_per_rank = batches_per_rank(options.batches_per_step, self.ranks.world_size)
         self.ema = EMA(network, options.ema_decay)
         self.step = self.skipped_steps = 0
         self._trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -106,9 +111,9 @@ class Trainer:
             list(self._trainable.values()), settings.learning_rate, settings.betas, settings.eps,
             settings.weight_decay, fused=True,
         )  # fmt: skip
-        self._generator = torch.Generator()
         self._host = HostMemory()
-        self._skipped_in_a_row = 0
+        self.left_out: tuple[LeftOut, ...] = ()
+        self._sentinel = Sentinel(options.sentinel)
 
     # --- state ---------------------------------------------------------------------------------------------
 
@@ -141,21 +146,32 @@ class Trainer:
                 stage=options.stage,
                 step=self.step,
                 steps=options.steps,
-                batches_per_step=self.ranks.world_size,
+                batches_per_step=options.batches_per_step,
                 skipped_steps=self.skipped_steps,
+                sentinel=self._sentinel.state(),
+                left_out=self.left_out,
                 seed=options.seed,
                 random_stream=RANDOM_STREAM,
                 optimizer=options.optimizer,
                 diffusion=options.diffusion,
                 ema_decay=options.ema_decay,
-                parent=options.parent,
+                handover=options.handover,
             ),
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on exactly where a checkpoint of this stage was written."""
+        """Go on exactly where a checkpoint of this stage was written, by however many ranks.
+
+        Raises:
+            ValueError: if the tensors do not belong to this network, or steps were of another number of batches.
+        """
+        before, asked = state.progress.batches_per_step, self.options.batches_per_step
+        if before != asked:
+            raise ValueError(f"the checkpoint was made with batches_per_step {before} and cannot go on with {asked}")
         self.start_from(state)
         self.step, self.skipped_steps = state.progress.step, state.progress.skipped_steps
+        self._sentinel.restore(state.progress.sentinel)
+        self.left_out = state.progress.left_out
 
     @torch.no_grad()
     def start_from(self, state: TrainingState, *, carry_optimizer: bool = True) -> None:
@@ -178,6 +194,7 @@ class Trainer:
     def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
         for name, parameter in self._trainable.items():
             if f"{name}.step" not in moments:
+                self._optimizer.state.pop(parameter, None)
                 continue
             own = self._optimizer.state[parameter]
             for moment in MOMENTS:
@@ -196,54 +213,125 @@ class Trainer:
         *,
         log: Callable[[LogPoint], None],
         save: Callable[[TrainingState], None],
-    ) -> None:
+        go_back: Callable[[LeftOut], TrainingState] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> bool:
         """Train from the present step to the last.
 
         Args:
-            batches: global batch index -> batch; at step i rank r of R takes batch i R + r.
+            batches: global batch index -> batch; see `step_batches` for which of them a rank takes.
             log: called every `log_every` steps and before each save.
-            save: called every `save_every` steps and after the last.
+            save: called every `save_every` steps, unless the last step was refused, and after the last of all.
+            go_back: called when too many steps in a row were refused, or the very last one; returns an earlier state
+                of this stage, best one before the steps that are to be left out. Without it that is the end.
+            stop: asked after every step; once it says so on any rank, all of them log, save and return.
+
+        Returns:
+            Whether the last step was reached.
 
         Raises:
-            TrainingDivergedError: after several steps in a row without a finite loss and gradient.
+            TrainingDivergedError: after several steps in a row without a loss and gradient to be trusted, and going
+                back as often as is allowed.
         """
-        options, world_size = self.options, self.ranks.world_size
-        window = _Window(self.step)
+        options = self.options
+        window = Window(self.step, self.network.config, self.ranks)
+        stopping = False
         self.model.train()
-        while self.step < options.steps:
-            batch = batches(self.step * world_size + self.ranks.rank)
+        while self.step < options.steps and not stopping:
             learning_rate = options.optimizer.learning_rate_at(self.step, options.steps)
-            loss, grad_norm = self._train_step(batch, learning_rate)
+            if not self._is_left_out(self.step):
+                fault, stopping = self._train_step(batches, learning_rate, window, stop)
+                if fault is not None and (self._sentinel.gives_in or self.step + 1 == options.steps):
+                    self._go_back(fault, go_back)
+                    window = Window(self.step, self.network.config, self.ranks)
+                    continue
             self.step += 1
-            window.add(self.network.config, batch, world_size, loss, grad_norm)
-            saves = self.step % options.save_every == 0 or self.step == options.steps
+            # what was refused may be the weights' fault: nobody should go back to such a state
+            good = self._sentinel.skipped_in_a_row == 0
+            saves = (self.step % options.save_every == 0 and good) or self.step == options.steps or stopping
             if saves or self.step % options.log_every == 0:
                 log(window.point(self.step, learning_rate))
                 if saves:
                     save(self.state())
-                window = _Window(self.step)
+                window = Window(self.step, self.network.config, self.ranks)
+        return self.step == options.steps
 
-    def _train_step(self, batch: Batch, learning_rate: float) -> tuple[float, float]:
-        """One forward, backward and (if all is finite) optimizer step.
+    def coming_batches(self) -> Iterator[int]:
+        """Global indices of the batches this rank will read from the present step on, as things stand."""
+        for step in range(self.step, self.options.steps):
+            if not self._is_left_out(step):
+                yield from self.step_batches(step)
+
+    def _is_left_out(self, step: int) -> bool:
+        return any(steps.covers(step) for steps in self.left_out)
+
+    def _go_back(self, fault: str, go_back: Callable[[LeftOut], TrainingState] | None) -> None:
+        """Take up an earlier state and pass over the steps that led here."""
+        settings = self.options.sentinel
+        first_refused = self.step + 1 - self._sentinel.skipped_in_a_row
+        window = LeftOut(
+            first_step=max(first_refused - settings.lookback_steps, 0), end_step=self.step + 1, reason=fault
+        )
+        if go_back is None or len(self.left_out) >= settings.max_rollbacks:
+            before = f" and after going back {len(self.left_out)} times" if self.left_out else ""
+            raise TrainingDivergedError(
+                f"{fault} at step {self.step + 1}, the last of {self._sentinel.skipped_in_a_row} steps in a row that "
+                f"were not applied{before}; lower the learning rate or look at the data of these steps, then start "
+                "again from the last checkpoint."
+            )
+        state, before_this = go_back(window), self.left_out
+        self.restore(state)
+        self.left_out = (*before_this, window.since(self.step))
+
+    def step_batches(self, step: int) -> list[int]:
+        """Global indices of the batches this rank takes in that step, in order."""
+        first, ranks = step * self.options.batches_per_step + self.ranks.rank, self.ranks.world_size
+        return [first + turn * ranks for turn in range(self._batches_per_rank)]
+
+    def _train_step(
+        self, batches: Callable[[int], Batch], learning_rate: float, window: Window, stop: Callable[[], bool]
+    ) -> tuple[str | None, bool]:
+        """Forward and backward passes of a step's batches and, if the result can be trusted, one optimizer step.
 
         Returns:
-            loss, gradient norm before clipping.
+            why the step was not applied, or None when it was; whether any rank wants to stop after it.
         """
-        loss = self._loss(batch, self.step * self.ranks.world_size + self.ranks.rank)
-        loss.backward()
+        indices = self.step_batches(self.step)
+        losses = []
+        for index in indices:
+            asked_s = time.perf_counter()
+            batch = batches(index)
+            window.waited(time.perf_counter() - asked_s)
+            mark = window.begin_batch()
+            with self._reducing(index == indices[-1]):
+                loss = self._objective(batch, index)
+                (loss.mean / len(indices) if len(indices) > 1 else loss.mean).backward()
+            losses.append(loss.mean.detach())
+            window.end_batch(mark, batch, loss)
         norm = gathered(self._clip_gradients())
+        own_loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
         # one wait for the device, and the same verdict on every rank
-        both = mean_over_ranks(torch.stack((loss.detach(), norm)), self.ranks).tolist()
-        loss_value, grad_norm = both[0], both[1]
-        if math.isfinite(loss_value) and math.isfinite(grad_norm):
+        stopping = torch.tensor(float(stop()), device=self.ranks.device)
+        loss_value, grad_norm, wants_to_stop = mean_over_ranks(
+            torch.stack((own_loss, norm, stopping)), self.ranks
+        ).tolist()
+        fault = self._sentinel.judge(loss_value, grad_norm)
+        if fault is None:
             self._optimizer.param_groups[0]["lr"] = learning_rate
             self._optimizer.step()
             self.ema.update()
-            self._skipped_in_a_row = 0
         else:
-            self._skip(loss_value, grad_norm)
+            logger.warning("step %d is not applied: %s.", self.step + 1, fault)
+            self.skipped_steps += 1
+        window.end_step(loss_value, grad_norm, applied=fault is None)
         self._optimizer.zero_grad(set_to_none=True)
-        return loss_value, grad_norm
+        return fault, wants_to_stop > 0
+
+    def _reducing(self, last: bool) -> AbstractContextManager[object]:
+        """Let replicated ranks add up their own gradients first and average them once, with the last batch."""
+        if not last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
 
     def _clip_gradients(self) -> Tensor:
         """The gradient's global L2 norm before it was clipped."""
@@ -253,85 +341,13 @@ class Trainer:
             return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         return nn.utils.clip_grad_norm_(parameters, limit)
 
-    def _skip(self, loss: float, grad_norm: float) -> None:
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingDivergedError(
-                f"the loss ({loss:g}) or the gradient ({grad_norm:g}) was not finite for "
-                f"{self._skipped_in_a_row} steps up to step {self.step + 1}; lower the learning rate or look at the "
-                "data, then start again from the last checkpoint."
-            )
 
-    def _loss(self, batch: Batch, index: int) -> Tensor:
-        """Mean loss of one batch, with every draw made from the batch's own streams."""
-        device = self.ranks.device
-        size, frames = len(batch), batch.latents.shape[2]
-        clip_size = (frames, batch.height, batch.width)
-        timesteps = self.process.sample_timesteps(size, self._stream(index, "timesteps"), device=device, size=clip_size)
-        noise = torch.randn(batch.latents.shape, generator=self._stream(index, "noise")).to(device)
-        dropped = torch.rand(size, generator=self._stream(index, "captions")) < self.network.config.class_dropout_prob
-        conditions = {name: value.to(device) for name, value in batch.clip_info.items()}
-        conditions |= {"y": batch.text_features[:, None].to(device), "mask": batch.text_mask.to(device)}
-        if bool(dropped.any()):
-            conditions["drop_caption"] = dropped.to(device)
-
-        def denoise(x: Tensor, t: Tensor, x_mask: Tensor | None) -> Tensor:
-            with self._autocast():
-                output: Tensor = self.model(x, t, x_mask=x_mask, **conditions)
-            return output
-
-        frame_mask = self._frame_mask(index, size, frames)
-        return self.process.training_losses(denoise, batch.latents.to(device), timesteps, noise, frame_mask).loss.mean()
-
-    def _frame_mask(self, index: int, size: int, frames: int) -> Tensor | None:
-        """(B, T) bool, or None when every frame of every clip is generated."""
-        if self.options.masks is None or frames == 1:
-            return None
-        draws = random.Random(stream_seed(self.options.seed, self.options.stage, index, "frames"))
-        mask = sample_frame_masks(self.options.masks, frames, size, draws)
-        return None if bool(mask.all()) else mask.to(self.ranks.device)
-
-    def _stream(self, index: int, purpose: str) -> torch.Generator:
-        return self._generator.manual_seed(stream_seed(self.options.seed, self.options.stage, index, purpose))
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.options.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self.ranks.device.type, torch.bfloat16)
-
-
-class _Window:
-    """Sums over the steps since the last log point."""
-
-    def __init__(self, step: int) -> None:
-        self.first_step = step
-        self.applied = self.samples = self.tokens = 0
-        self.loss = self.grad_norm = self.flops = 0.0
-        self.started_s = time.perf_counter()
-
-    def add(self, config: STDiT2Config, batch: Batch, ranks: int, loss: float, grad_norm: float) -> None:
-        """Count one step; a skipped one has no loss worth averaging."""
-        if math.isfinite(loss) and math.isfinite(grad_norm):
-            self.applied += 1
-            self.loss += loss
-            self.grad_norm += grad_norm
-        samples = len(batch) * ranks
-        clip = (batch.num_frames, batch.height, batch.width)
-        self.samples += samples
-        self.tokens += samples * num_tokens(*clip, patch_size=config.patch_size)
-        self.flops += samples * training_flops(config, *clip, text_tokens=batch.text_features.shape[1])
-
-    def point(self, step: int, learning_rate: float) -> LogPoint:
-        """The means of these steps."""
-        return LogPoint(
-            step=step,
-            steps=step - self.first_step,
-            loss=self.loss / self.applied if self.applied else math.nan,
-            grad_norm=self.grad_norm / self.applied if self.applied else math.nan,
-            learning_rate=learning_rate,
-            samples=self.samples,
-            tokens=self.tokens,
-            flops=self.flops,
-            seconds=time.perf_counter() - self.started_s,
+def batches_per_rank(batches_per_step: int, world_size: int) -> int:
+    """How many of a step's batches each rank takes; `ValueError` when they cannot be shared equally."""
+    if batches_per_step % world_size:
+        fitting = [str(ranks) for ranks in range(1, batches_per_step + 1) if batches_per_step % ranks == 0]
+        raise ValueError(
+            f"{world_size} processes cannot share batches_per_step {batches_per_step} equally; "
+            f"start {' or '.join(fitting)}, or plan with a multiple of {world_size}"
         )
+    return batches_per_step // world_size

@@ -16,6 +16,7 @@ from components.config import (
     EvaluateConfig,
     IngestConfig,
     OptimizerConfig,
+    PromotionGate,
     Section,
     StagePlanConfig,
     TrainConfig,
@@ -27,6 +28,7 @@ from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig, IDDPMConfig
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.mask_config import MaskRatios
+from model.sentinel_config import SentinelConfig
 
 RESERVED_NAMES = {"ingest", "curate", "bucket", "evaluate"}
 
@@ -41,6 +43,7 @@ class StageConfig(Section):
     masks: MaskRatios | None = None
     activation_checkpointing: bool = False
     carry_optimizer: bool = True
+    gate: PromotionGate | None = None
 
 
 class TrainingDefaults(Section):
@@ -50,9 +53,11 @@ class TrainingDefaults(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
     parallel: Literal["none", "ddp", "fsdp"] = "none"
+    batches_per_step: int = Field(1, ge=1, description="Of the plan; the number of ranks must divide it.")
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    sentinel: SentinelConfig = SentinelConfig()
 
 
 class DemoData(Section):
@@ -135,6 +140,7 @@ class RunConfig(Section):
             text_encoder_folder=self.text_encoder_folder,
             text_encoder=self.text_encoder,
             crops_per_clip=self.crops_per_clip,
+            batches_per_step=self.training.batches_per_step,
             eval_batches_per_bucket=self.eval_batches_per_bucket,
         )
 
@@ -153,6 +159,7 @@ class RunConfig(Section):
             activation_checkpointing=stage.activation_checkpointing,
             start_from=self.start_from if stage is self.stages[0] else None,
             carry_optimizer=stage.carry_optimizer,
+            gate=stage.gate,
             num_threads=self.num_threads,
         )
 

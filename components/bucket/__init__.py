@@ -141,9 +141,9 @@ def plan_stage(
         stage.buckets,
         stage=stage.name,
         seed=config.seed,
-        num_batches=stage.steps * config.world_size,
+        num_batches=stage.steps * config.batches_per_step,
         crops_per_clip=config.crops_per_clip,
-        cost_group=config.cost_group or config.world_size,
+        cost_group=config.cost_group or config.batches_per_step,
     )
     return plan, plan_evaluation(held_out, stage.buckets, batches_per_bucket=config.eval_batches_per_bucket)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,11 @@ logger = logging.getLogger(__name__)
 
 KIND = "checkpoint"
 STEP_FOLDER = re.compile(r"step-(\d{8})")
-# Options that decide what is watched and kept, not what is computed.
-BOOKKEEPING = {"log_every", "checkpoint_every", "keep_checkpoints"}
+# Options that decide what is watched and kept, and by how many processes: not what is computed, but for rounding.
+BOOKKEEPING = {
+    "log_every", "checkpoint_every", "keep_checkpoints", "parallel", "gate", "grace_s", "hang_timeout_s",
+    "store_outage_s", "peak_flops_per_s",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class StageCheckpoints:
 
     @classmethod
     def of(cls, config: TrainConfig, out: str, inputs: Mapping[str, str]) -> StageCheckpoints:
-        """The checkpoints this stage makes; how often it logs and saves does not matter."""
+        """The checkpoints this stage makes; how often it logs and saves, and on how many ranks, does not matter."""
         return cls(out, config.model_dump(mode="json", exclude=BOOKKEEPING), inputs)
 
     @property
@@ -86,7 +89,7 @@ class StageCheckpoints:
         """The manifest of that step's checkpoint if it is this stage's and all its files are there."""
         return manifest.reusable(self.uri(step), KIND, config=self.config, inputs=self.inputs)
 
-    def newest_good(self, scratch: Path) -> tuple[int, TrainingState] | None:
+    def newest_good(self, scratch: Path, steps: Collection[int] | None = None) -> tuple[int, TrainingState] | None:
         """The newest checkpoint of this stage whose every byte is as published.
 
         A damaged one is passed over with a warning that names the file, and so is one without a manifest, which was
@@ -94,8 +97,9 @@ class StageCheckpoints:
 
         Args:
             scratch: local folder to copy it into.
+            steps: look at these only; at all there are when absent.
         """
-        for step in sorted(self._steps(), reverse=True):
+        for step in sorted(self._steps() if steps is None else steps, reverse=True):
             folder = scratch / f"step-{step:08d}"
             try:
                 if not self._is_ours(step):
@@ -123,10 +127,26 @@ class StageCheckpoints:
             uri = self.uri(step)
             if (keep_every and step % keep_every == 0) or manifest.is_pinned(uri):
                 continue
-            store.delete(store.join(uri, manifest.NAME))
-            for item in store.list_objects(uri):
-                store.delete(store.join(uri, item.key))
-            store.remove_empty_folders(uri)
+            self._delete(step)
+
+    def before(self, step: int, scratch: Path) -> tuple[int, TrainingState] | None:
+        """The newest good checkpoint of at most that step, or else the oldest good one; later ones are deleted."""
+        ours = sorted(other for other in self._steps() if self._seems_ours(other))
+        earlier = [other for other in ours if other <= step]
+        found = self.newest_good(scratch, earlier)
+        for later in ours[len(earlier) :]:
+            found = found or self.newest_good(scratch, [later])
+        for other in reversed(ours):
+            if found is None or other > found[0]:
+                self._delete(other)
+        return found
+
+    def _delete(self, step: int) -> None:
+        uri = self.uri(step)
+        store.delete(store.join(uri, manifest.NAME))
+        for item in store.list_objects(uri):
+            store.delete(store.join(uri, item.key))
+        store.remove_empty_folders(uri)
 
     def _steps(self) -> set[int]:
         folders = {item.key.split("/")[0] for item in store.list_objects(self.out)}

@@ -18,12 +18,21 @@ from pathlib import Path
 def main(pipeline: Path, arguments: Path, root: Path) -> None:
     """Run the compiled graph with the arguments in a JSON file; task folders go below `root`."""
     _end_with_parent()
+    signal.signal(signal.SIGTERM, _leave_to_the_task)
     warnings.filterwarnings("ignore", module=r"kfp\..*")
     from kfp import components, local
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
     graph = components.load_component_from_file(str(pipeline))
     graph(**json.loads(arguments.read_text(encoding="utf-8")))
+
+
+def _leave_to_the_task(number: int, frame: object) -> None:
+    """SIGTERM reaches the running task too, which may have something to save: this process ends with it."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        sys.exit(128 + number)
 
 
 def _end_with_parent() -> None:

@@ -18,8 +18,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -28,13 +29,14 @@ from components.cli import PROGRESS_FILE_VARIABLE
 from components.errors import KinoflowError
 from pipelines.config import RunConfig
 from pipelines.local.display import EventFile, RunDisplay
+from pipelines.local.retries import Budgets, Cause, cause_of, run_until_done
 from pipelines.local.services import MLFLOW, Ports, Services, running_services
 from pipelines.local.summary import Summary, collect_outputs, make_summary, print_summary
 from pipelines.shell import WAIT_VARIABLE
 
 MIN_FREE_BYTES = 1 << 30
 POLL_S = 0.2
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 30.0  # a stage that trains saves first, within its grace time
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
@@ -51,6 +53,7 @@ class RunRequest:
         name: of the run, in `runs/`, in the store and in MLflow.
         base: URI below which `runs/<name>` and `objects` lie.
         dataset_digest: version of the source data; empty when unknown.
+        budgets: how often it is started again by itself.
     """
 
     config: RunConfig
@@ -59,6 +62,7 @@ class RunRequest:
     base: str
     experiment: str = "kinoflow"
     dataset_digest: str = ""
+    budgets: Budgets = field(default_factory=Budgets)
 
     @property
     def root(self) -> str:
@@ -152,7 +156,7 @@ def _only_run_in(folder: Path, name: str) -> Iterator[None]:
 
 
 def _run_graph(request: RunRequest, folder: Path, services: Services, console: Console) -> None:
-    """Compile and run in a child process of its own session; show its events until it ends."""
+    """Compile, and run in child processes of their own sessions, one after the other, until all stages are done."""
     from pipelines.text_to_video import compile_pipeline
 
     pipeline, arguments, events = folder / "pipeline.yaml", folder / "arguments.json", folder / "events.jsonl"
@@ -167,10 +171,19 @@ def _run_graph(request: RunRequest, folder: Path, services: Services, console: C
     ]  # fmt: skip
     log_path = folder / "pipeline.log"
     display = RunDisplay(list(request.config.component_configs()), console)
-    with log_path.open("ab") as log, _child(command, environment, log.fileno()) as process, display:
-        code = _watch(process, EventFile(events), display)
-    if code:
-        reason = display.errors[0] if display.errors else f"the pipeline process ended with code {code}."
+    file, reason = EventFile(events), ""
+    with log_path.open("ab") as log, display:
+
+        def attempt() -> Cause | None:
+            nonlocal reason
+            with _child(command, environment, log.fileno()) as process:
+                code, told = _watch(process, file, display)
+            sentences = (str(event.get("error", event.get("sentence", ""))) for event in told)
+            reason = next(filter(None, sentences), f"the pipeline process ended with code {code}.")
+            return cause_of(told) if code else None
+
+        cause = run_until_done(attempt, request.budgets, lambda text: _say(console, text))
+    if cause:
         raise RunError(f"{reason.rstrip()} (log: {log_path})")
 
 
@@ -201,11 +214,16 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _watch(process: subprocess.Popen[bytes], events: EventFile, display: RunDisplay) -> int:
+def _watch(
+    process: subprocess.Popen[bytes], events: EventFile, display: RunDisplay
+) -> tuple[int, list[dict[str, Any]]]:
+    """Show events until the process ends; its exit code and all that it told."""
+    told: list[dict[str, Any]] = []
     while True:
         code = process.poll()
         for event in events.new_events():
+            told.append(event)
             display.handle(event)
         if code is not None:
-            return code
+            return code, told
         time.sleep(POLL_S)

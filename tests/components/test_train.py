@@ -13,7 +13,7 @@ from components import manifest, store
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.manifest import sha256_file
-from components.plan_file import text_key, training_plan
+from components.plan_file import held_out_plan, text_key, training_plan
 from components.shards import ShardWriter
 from components.train import train
 from components.train.report import read_report
@@ -53,8 +53,11 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**(values | changes))
 
 
-def write_dataset(out: str, stages=("stage1",), batches=STEPS, facts=True, num_frames=4) -> str:
-    """A bucket output with one plan for each stage: every third batch holds images."""
+def write_dataset(out: str, stages=("stage1",), batches=STEPS, facts=True, num_frames=4, poisoned=()) -> str:
+    """A bucket output with two plans for each stage: every third batch holds images, `poisoned` ones have no numbers.
+
+    The evaluation plan is the beginning of the training plan.
+    """
     generator = torch.Generator().manual_seed(1)
     with manifest.publish(out, "dataset", config={"made": "here"}, inputs={}) as publication:
         with ShardWriter(publication.directory, shard_size_bytes=1 << 16) as shards:
@@ -64,13 +67,21 @@ def write_dataset(out: str, stages=("stage1",), batches=STEPS, facts=True, num_f
                     "latents", f"clip{i}@0+{frames}/{frames}x32x32", torch.randn(4, frames, 4, 4, generator=generator)
                 )
                 shards.add("text", text_key(f"words {i}"), torch.randn(1 + i % 4, 8, generator=generator))
+                if poisoned:
+                    nothing = torch.full((4, frames, 4, 4), torch.nan)
+                    shards.add("latents", f"bad{i}@0+{frames}/{frames}x32x32", nothing)
         samples = [
             {"clip_id": f"clip{i}", "caption": f"words {i}", "num_frames": 1 if i % 3 == 2 else num_frames}
             for i in range(6)
         ]
-        plan = plan_of([[samples[batch % 3 + 3 * slot] for slot in range(2)] for batch in range(batches)])
+        bad = [sample | {"clip_id": f"bad{i}"} for i, sample in enumerate(samples)]
+        planned = [
+            [(bad if batch in poisoned else samples)[batch % 3 + 3 * slot] for slot in range(2)]
+            for batch in range(batches)
+        ]
         for stage in stages:
-            plan.save(publication.directory / training_plan(stage))
+            plan_of(planned).save(publication.directory / training_plan(stage))
+            plan_of(planned[:3]).save(publication.directory / held_out_plan(stage))
         if facts:
             publication.facts.update({"latent_channels": 4, "caption_channels": 8, "model_max_length": 5})
     return out
@@ -143,7 +154,7 @@ def test_stages_are_chained(finished, data, tmp_path):
     report = train(asked, TRACKING, data=data, parent=parent.checkpoint, out=str(tmp_path / "stage2"))
     assert report.parent_checkpoint == parent.checkpoint
     state = load_checkpoint(Path(report.checkpoint))
-    assert state.progress.parent == parent.checkpoint_digest and state.progress.step == 4
+    assert state.progress.handover.parent == parent.checkpoint_digest and state.progress.step == 4
     assert float(state.optimizer["t_block.1.weight.step"]) == STEPS + 4
     assert manifest.load(report.checkpoint).inputs["parent"] == parent.checkpoint_digest
     alone = train(
@@ -252,8 +263,9 @@ def test_prefixes_of_the_wrong_kind_are_refused(finished, data, tmp_path):
 # --- killed at any moment ----------------------------------------------------------------------------------------
 
 
-def start(folder: Path, data: str, out: str) -> subprocess.Popen:
-    (folder / "config.json").write_text(config().model_dump_json())
+def start(folder: Path, data: str, out: str, ranks: int = 0, **changes) -> subprocess.Popen:
+    """Train in a process of its own, or in one that torchrun starts `ranks` of."""
+    (folder / "config.json").write_text(config(**changes).model_dump_json())
     command = [
         sys.executable, "-m", "components.train", "--config", str(folder / "config.json"), "--data", data, "--out", out,
     ]  # fmt: skip

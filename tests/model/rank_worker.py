@@ -1,5 +1,9 @@
-"""One rank of a small training run: python -m tests.model.rank_worker STRATEGY STEPS FOLDER [CHECKPOINT]."""
+"""One rank of a small training run: python -m tests.model.rank_worker STRATEGY STEPS FOLDER [CHECKPOINT].
 
+Each rank leaves its checkpoints in FOLDER/rank-R/step-N, and in FOLDER/rank-R/seen.json what it read and lost.
+"""
+
+import json
 import sys
 from pathlib import Path
 
@@ -8,22 +12,34 @@ from model.parallel import agreed, deterministic_algorithms, joined_ranks, paral
 from model.trainer import Trainer
 from tests.model.tiny_training import fresh_network, make_batch, options
 
+BATCHES_PER_STEP = 4
+
 
 def main(strategy: str, steps: int, folder: Path, checkpoint: Path | None) -> None:
     with deterministic_algorithms(), joined_ranks(strategy) as ranks:
         assert agreed(ranks.rank + 5, ranks) == 5
         network = fresh_network(seed=0)
         model = parallelize(network, ranks, strategy)
-        trainer = Trainer(network, options(steps=steps, save_every=3, log_every=3), model=model, ranks=ranks)
+        asked = options(steps=steps, batches_per_step=BATCHES_PER_STEP, save_every=3, log_every=1)
+        trainer = Trainer(network, asked, model=model, ranks=ranks)
         if checkpoint is not None:
             trainer.restore(load_checkpoint(checkpoint))
+        read, losses = {}, {}
+
+        def batches(index):
+            read.setdefault(trainer.step, []).append(index)
+            return make_batch(index)
+
+        def log(point):
+            losses[point.step] = (point.loss, point.grad_norm)
 
         def save(state):
             target = folder / f"rank-{ranks.rank}" / f"step-{state.progress.step}"
             target.mkdir(parents=True)
             save_checkpoint(target, state)
 
-        trainer.fit(make_batch, log=lambda point: None, save=save)
+        trainer.fit(batches, log=log, save=save)
+        (folder / f"rank-{ranks.rank}" / "seen.json").write_text(json.dumps({"read": read, "losses": losses}))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 import subprocess
@@ -11,22 +12,23 @@ from model.checkpoint import load_checkpoint
 from model.optimizer_config import OptimizerConfig
 from model.parallel import Ranks, deterministic_algorithms, joined_ranks, parallelize
 from model.trainer import Trainer
-from tests.model.tiny_training import fresh_network, make_batch, options, trained
+from tests.model.rank_worker import BATCHES_PER_STEP
+from tests.model.tiny_training import fresh_network, options, trained
 
 REPO = Path(__file__).resolve().parents[2]
 
 
-def run_ranks(strategy: str, steps: int, folder: Path, checkpoint: Path | None = None) -> list[Path]:
-    """Train with two processes; the folders of their last checkpoints."""
+def run_ranks(strategy: str, steps: int, folder: Path, checkpoint: Path | None = None, num: int = 2) -> list[Path]:
+    """Train with `num` processes; the folders of their last checkpoints."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [strategy, str(steps), str(folder), *([str(checkpoint)] if checkpoint else [])]
     command = [sys.executable, "-W", "ignore", "-m", "tests.model.rank_worker", *arguments]
     ranks = []
-    for rank in range(2):
+    for rank in range(num):
         environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num), "OMP_NUM_THREADS": "1",
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
         ranks.append(
@@ -41,7 +43,7 @@ def run_ranks(strategy: str, steps: int, folder: Path, checkpoint: Path | None =
     finally:
         for rank in ranks:
             rank.kill()
-    return [folder / f"rank-{rank}" / f"step-{steps}" for rank in range(2)]
+    return [folder / f"rank-{rank}" / f"step-{steps}" for rank in range(num)]
 
 
 def assert_close(ours, theirs, **tolerance):
@@ -52,25 +54,39 @@ def assert_close(ours, theirs, **tolerance):
             torch.testing.assert_close(mine[name], others[name], **tolerance, msg=lambda text, n=name: f"{n}: {text}")
 
 
-def train_on_two_batches_a_step(steps: int):
-    """What two ranks should do, done by one: gradients of the mean of both losses."""
-    trainer = Trainer(fresh_network(), options(steps=steps))
-    plain = trainer._loss
-    trainer._loss = lambda batch, index: sum(plain(make_batch(2 * index + r), 2 * index + r) for r in range(2)) / 2
-    return trained(trainer)[1][-1]
+def seen(folders: list[Path]) -> tuple[dict[str, list[int]], dict[str, list[float]]]:
+    """Batches that all ranks together read in each step, and what each step lost (the same on every rank)."""
+    told = [json.loads((folder.parent / "seen.json").read_text()) for folder in folders]
+    assert all(rank["losses"] == told[0]["losses"] for rank in told)
+    read = {step: sorted(index for rank in told for index in rank["read"][step]) for step in told[0]["read"]}
+    return read, told[0]["losses"]
+
+
+def assert_same_course(ours: list[Path], theirs: list[Path]) -> None:
+    (read, losses), (other_read, other_losses) = seen(ours), seen(theirs)
+    assert read == {step: batches for step, batches in other_read.items() if step in read}
+    for step, values in losses.items():
+        assert values == pytest.approx(other_losses[step], rel=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_train_like_one_on_both_batches_and_resume_to_the_bit(strategy, tmp_path):
-    folders = run_ranks(strategy, 6, tmp_path / "whole")
-    first, second = (load_checkpoint(folder) for folder in folders)
+def test_two_ranks_train_like_one_and_go_on_with_any_number(strategy, tmp_path):
+    two = run_ranks(strategy, 6, tmp_path / "two")
+    first, second = (load_checkpoint(folder) for folder in two)
     assert_close(first, second, rtol=0, atol=0)
-    assert first.progress.batches_per_step == 2
-    assert_close(first, train_on_two_batches_a_step(6), rtol=1e-3, atol=1e-5)
-    middle = tmp_path / "whole" / "rank-0" / "step-3"
-    resumed = load_checkpoint(run_ranks(strategy, 6, tmp_path / "resumed", middle)[0])
-    assert_close(resumed, first, rtol=0, atol=0)
+    assert first.progress.batches_per_step == BATCHES_PER_STEP
+    one = Trainer(fresh_network(), options(steps=6, batches_per_step=BATCHES_PER_STEP, save_every=3))
+    states = trained(one)[1]
+    assert_close(first, states[-1], rtol=1e-3, atol=1e-5)
+    middle = tmp_path / "two" / "rank-0" / "step-3"
+    again = run_ranks(strategy, 6, tmp_path / "again", middle)
+    assert_close(load_checkpoint(again[0]), first, rtol=0, atol=0)
+    alone = run_ranks(strategy, 6, tmp_path / "alone", middle, num=1)
+    assert_close(load_checkpoint(alone[0]), first, rtol=1e-3, atol=1e-5)
+    assert seen(two)[0] == {str(step): list(range(4 * step, 4 * step + 4)) for step in range(6)}
+    for folders in (again, alone):
+        assert_same_course(folders, two)
 
 
 def test_recomputed_activations_give_the_same_step():

@@ -53,6 +53,7 @@ class TrainingDefaults(Section):
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    read_ahead_bytes: int = Field(256 << 20, ge=1 << 20)
 
 
 class DemoData(Section):

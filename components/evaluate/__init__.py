@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from components import manifest, progress, store, video
+from components.batches import BatchReader
 from components.config import EvaluateConfig, TrackingConfig
 from components.evaluate import truth
-from components.evaluate.held_out import HeldOutLoss, held_out_losses, num_held_out_batches, timesteps_of
+from components.evaluate.held_out import HeldOutLoss, held_out_losses, open_held_out, timesteps_of
 from components.evaluate.pictures import Sample, contact_sheet, plot_held_out, plot_losses
 from components.evaluate.tasks import Job, plan_jobs
 from components.generation import Bundle, generate, load_bundle, to_frames, to_pixels
@@ -77,10 +78,10 @@ def evaluate(
         manifest.publish(out, KIND, config=config, inputs=inputs) as publication,
     ):
         local = Path(scratch)
-        manifest.fetch(data, local / "data")
         bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
         jobs = plan_jobs(config, clips=clips, objects=objects, scratch=local)
-        samples, report = _measure(config, bundle, local / "data", stage, jobs)
+        with open_held_out(data, stage, local / "data") as batches:
+            samples, report = _measure(config, bundle, batches, stage, jobs)
         folder = publication.directory
         _write(folder, config, report, samples, histories=_histories(checkpoint))
         (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -91,12 +92,12 @@ def evaluate(
 
 
 def _measure(
-    config: EvaluateConfig, bundle: Bundle, data: Path, stage: str, jobs: list[Job]
+    config: EvaluateConfig, bundle: Bundle, batches: BatchReader, stage: str, jobs: list[Job]
 ) -> tuple[list[Sample], EvaluateReport]:
-    total = num_held_out_batches(data, stage) + sum(len(job.requests) for job in jobs)
+    total = len(batches) + sum(len(job.requests) for job in jobs)
     with progress.task("evaluate", total) as bar:
         held_out = held_out_losses(
-            bundle, data, stage, timesteps=config.timesteps, seed=config.seed,
+            bundle, batches, timesteps=config.timesteps, seed=config.seed,
             on_batch=lambda: bar.advance(1, "held-out loss"),
         )  # fmt: skip
         samples: list[Sample] = []

@@ -9,9 +9,11 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from components import manifest
 from components.batches import BatchReader
 from components.generation import Bundle
 from components.plan_file import PlanFile, held_out_plan
+from components.shared_tensors import open_index
 from model.process import build_process
 from model.sampling import TextConditionedDenoiser
 
@@ -35,37 +37,35 @@ def timesteps_of(count: int) -> list[int]:
 
 @torch.no_grad()
 def held_out_losses(
-    bundle: Bundle, data: Path, stage: str, *, timesteps: int, seed: int, on_batch: Callable[[], None] | None = None
+    bundle: Bundle, batches: BatchReader, *, timesteps: int, seed: int, on_batch: Callable[[], None] | None = None
 ) -> list[HeldOutLoss]:
     """Average the training loss over held-out batches.
 
     Args:
         bundle: the model.
-        data: local copy of the bucket output.
-        stage: whose evaluation plan to read.
+        batches: of the evaluation plan.
         timesteps: how many equidistant timesteps.
         seed: of the noise, which is the same for every checkpoint evaluated with it.
         on_batch: called after each batch.
     """
-    plan = PlanFile.open(data / held_out_plan(stage))
     process = build_process(bundle.diffusion)
     steps = timesteps_of(timesteps)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
     clips: dict[str, int] = defaultdict(int)
-    with BatchReader(data, plan) as batches:
-        for index in range(len(batches)):
-            batch = batches.read(index)
-            bucket = f"{batches.resolution(index)} {batch.latents.shape[2]} frames"
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            noise = torch.randn(batch.latents.shape, generator=generator)
-            denoise = TextConditionedDenoiser(bundle.network, batch.text_features, batch.text_mask, **batch.clip_info)
-            for place, step in enumerate(steps):
-                timestep = torch.full((len(batch.latents),), step)
-                loss = process.training_losses(denoise, batch.latents, timestep, noise).loss
-                sums[bucket][place] += float(loss.sum())
-            clips[bucket] += len(batch.latents)
-            if on_batch is not None:
-                on_batch()
+    batches.schedule(range(len(batches)))
+    for index in range(len(batches)):
+        batch = batches.read(index)
+        bucket = f"{batches.resolution(index)} {batch.latents.shape[2]} frames"
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        noise = torch.randn(batch.latents.shape, generator=generator)
+        denoise = TextConditionedDenoiser(bundle.network, batch.text_features, batch.text_mask, **batch.clip_info)
+        for place, step in enumerate(steps):
+            timestep = torch.full((len(batch.latents),), step)
+            loss = process.training_losses(denoise, batch.latents, timestep, noise).loss
+            sums[bucket][place] += float(loss.sum())
+        clips[bucket] += len(batch.latents)
+        if on_batch is not None:
+            on_batch()
     return [
         HeldOutLoss(
             bucket=bucket,
@@ -77,6 +77,14 @@ def held_out_losses(
     ]
 
 
-def num_held_out_batches(data: Path, stage: str) -> int:
-    """How many batches the evaluation plan of a stage has."""
-    return len(PlanFile.open(data / held_out_plan(stage)))
+def open_held_out(data: str, stage: str, folder: Path) -> BatchReader:
+    """The held-out batches of a stage.
+
+    Args:
+        data: URI of the bucket output.
+        stage: whose evaluation plan to read.
+        folder: for local copies of the plan and of where its tensors lie.
+    """
+    name = held_out_plan(stage)
+    manifest.fetch(data, folder, [name], kind="dataset")
+    return BatchReader(open_index(data, folder), PlanFile.open(folder / name))

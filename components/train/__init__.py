@@ -11,17 +11,16 @@ import tempfile
 import time
 from pathlib import Path
 
-import polars as pl
 import torch
 from pydantic import JsonValue
 
-from components import manifest, progress, store, tables, weights
+from components import manifest, progress, store, weights
 from components.batches import BatchReader
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.manifest import Manifest
 from components.plan_file import PlanFile, training_plan
-from components.shards import INDEX, INDEX_FILE
+from components.shared_tensors import open_index
 from components.tracking import Tracker, open_tracker
 from components.train.checkpoints import KIND, StageCheckpoints
 from components.train.report import HISTORY, REPORT, History, TrainReport, read_report, write_report
@@ -173,11 +172,11 @@ class _Stage:
         )
 
     def _open_batches(self, folder: Path) -> BatchReader:
-        """Copy the stage's plan and the shards it names, and check that they are what this stage needs."""
+        """Copy the stage's plan and where its tensors lie, and check that they are what this stage needs."""
         name = training_plan(self.config.name)
         if name not in self.dataset.files:
             raise KinoflowError(f"{self.data} holds no plan for the stage {self.config.name!r}; bucket it first.")
-        manifest.fetch(self.data, folder, [name, INDEX_FILE])
+        manifest.fetch(self.data, folder, [name])
         plan = PlanFile.open(folder / name)
         wanted = self.config.steps * self.ranks.world_size
         if len(plan) < wanted:
@@ -188,10 +187,7 @@ class _Stage:
         if self.config.masks is not None:
             for num_frames in plan.num_frames:
                 self.config.masks.check_num_frames(num_frames)
-        index = tables.read(folder / INDEX_FILE, dict(INDEX))
-        shards = index.filter(pl.col("key").is_in(plan.keys(0, wanted)))["shard"].unique().sort()
-        manifest.fetch(self.data, folder, shards.to_list())
-        return BatchReader(folder, plan)
+        return BatchReader(open_index(self.data, folder), plan, ahead_bytes=self.config.read_ahead_bytes)
 
     # --- during ------------------------------------------------------------------------------------------------
 
@@ -207,10 +203,16 @@ class _Stage:
             progress.task(f"train {self.config.name}", self.config.steps) as task,
         ):
             task.update(trainer.step)
+            ranks, steps = self.ranks, range(trainer.step, self.config.steps)
+            batches.schedule(step * ranks.world_size + ranks.rank for step in steps)
+            waited_s = 0.0
 
             def log(point: LogPoint) -> None:
+                nonlocal waited_s
+                share = (batches.wait_s - waited_s) / max(point.seconds, 1e-9)
+                waited_s = batches.wait_s
                 self.history.add(point)
-                self.tracker.log_metrics(point.rates(), point.step)
+                self.tracker.log_metrics({**point.rates(), "data_wait_share": share}, point.step)
                 task.update(point.step, f"loss {point.loss:.4f}")
 
             trainer.fit(batches.read, log=log, save=lambda state: self._save(state, saver))

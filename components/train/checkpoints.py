@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 KIND = "checkpoint"
 STEP_FOLDER = re.compile(r"step-(\d{8})")
 # Options that decide what is watched and kept, not what is computed.
-BOOKKEEPING = {"log_every", "checkpoint_every", "keep_checkpoints"}
+BOOKKEEPING = {"log_every", "checkpoint_every", "keep_checkpoints", "read_ahead_bytes"}
 
 
 @dataclass(frozen=True)

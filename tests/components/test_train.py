@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from components import manifest, store, tables
+from components import manifest, store
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.manifest import sha256_file
+from components.plan_file import text_key, training_plan
 from components.shards import ShardWriter
 from components.train import train
 from components.train.report import read_report
@@ -22,6 +23,7 @@ from model.config import STDiT2Config
 from model.diffusion_config import FlowConfig
 from model.mask_config import MaskRatios
 from model.optimizer_config import OptimizerConfig
+from tests.components.plans import plan_of
 
 REPO = Path(__file__).resolve().parents[2]
 FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json", "config.json")
@@ -58,20 +60,17 @@ def write_dataset(out: str, stages=("stage1",), batches=STEPS, facts=True, num_f
         with ShardWriter(publication.directory, shard_size_bytes=1 << 16) as shards:
             for i in range(6):
                 frames = 1 if i % 3 == 2 else num_frames
-                shards.add("latents", f"latent-{i}", torch.randn(4, frames, 4, 4, generator=generator))
-                shards.add("text", f"text-{i}", torch.randn(1 + i % 4, 8, generator=generator))
-        rows = [
-            {
-                "batch": batch, "slot": slot, "epoch": 0, "clip_id": f"c{slot}", "resolution": "32px", "aspect": "1:1",
-                "num_frames": 1 if batch % 3 == 2 else num_frames, "height": 32, "width": 32, "start_frame": 0,
-                "fps": 24.0, "latent_key": f"latent-{batch % 3 + 3 * slot}", "text_key": f"text-{batch % 3 + 3 * slot}",
-            }
-            for batch in range(batches)
-            for slot in range(2)
-        ]  # fmt: skip
+                shards.add(
+                    "latents", f"clip{i}@0+{frames}/{frames}x32x32", torch.randn(4, frames, 4, 4, generator=generator)
+                )
+                shards.add("text", text_key(f"words {i}"), torch.randn(1 + i % 4, 8, generator=generator))
+        samples = [
+            {"clip_id": f"clip{i}", "caption": f"words {i}", "num_frames": 1 if i % 3 == 2 else num_frames}
+            for i in range(6)
+        ]
+        plan = plan_of([[samples[batch % 3 + 3 * slot] for slot in range(2)] for batch in range(batches)])
         for stage in stages:
-            table = tables.frame(rows, tables.PLAN)
-            tables.write(table, publication.directory / f"plan-{stage}.parquet", tables.PLAN)
+            plan.save(publication.directory / training_plan(stage))
         if facts:
             publication.facts.update({"latent_channels": 4, "caption_channels": 8, "model_max_length": 5})
     return out

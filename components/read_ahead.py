@@ -83,7 +83,8 @@ class TensorReader(Generic[Label]):
     @property
     def held_bytes(self) -> int:
         """Of the tensors that are held or on their way."""
-        return self._held_bytes
+        with self._changed:
+            return self._held_bytes
 
     def get(self, locations: Sequence[Location]) -> list[Tensor]:
         """Tensors of these locations, read now; not to be changed in place.

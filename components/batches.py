@@ -2,32 +2,66 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from components.plan_file import PlanFile
-from components.shards import ShardReader
+from components.plan_file import PlanFile, Shape
+from components.read_ahead import AHEAD_BYTES, TensorReader
+from components.shards import Location, ShardIndex
 from model.batch import Batch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the plan says of one batch."""
+
+    index: int
+    shape: Shape
+    fps: list[float]
+
+    def batch(self, tensors: list[Tensor]) -> Batch:
+        """The batch of these tensors: all latents, then all text features."""
+        size = len(self.fps)
+        text_features, text_mask = pad_text(tensors[size:])
+        return Batch(
+            latents=torch.stack(tensors[:size]),
+            text_features=text_features,
+            text_mask=text_mask,
+            num_frames=self.shape.num_frames,
+            height=self.shape.height,
+            width=self.shape.width,
+            fps=torch.tensor(self.fps),
+            bucket=f"{self.shape.resolution} {self.shape.num_frames} frames",
+        )
 
 
 class BatchReader:
     """The batches of a plan, by their index.
 
     Args:
-        directory: local copy of a bucket output (its index and the shards the plan needs).
+        shards: Where the tensors lie, for example from `shared_tensors.open_index`.
         plan: What each batch holds.
+        ahead_bytes: Memory for tensors read ahead and for those used last.
 
-    Raises:
-        KinoflowError: there is no readable index.
+    Attributes:
+        wait_s: Seconds that `read` took so far, all of which its caller waited.
     """
 
-    def __init__(self, directory: Path, plan: PlanFile) -> None:
+    def __init__(self, shards: ShardIndex, plan: PlanFile, *, ahead_bytes: int = AHEAD_BYTES) -> None:
+        self.wait_s = 0.0
         self._plan = plan
-        self._shards = ShardReader(directory)
+        self._shards = shards
+        self._tensors: TensorReader[_Rows] = TensorReader(ahead_bytes)
+        self._is_scheduled = False
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -40,33 +74,53 @@ class BatchReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the shards."""
-        self._shards.close()
+        """Close the reader."""
+        self.close()
+
+    def close(self) -> None:
+        """End reading ahead and let go of every tensor."""
+        self._tensors.close()
+
+    def schedule(self, indices: Iterable[int]) -> None:
+        """Read these batches in the background, because `read` will ask for them in this order.
+
+        A schedule that was not used up is dropped. After its last batch, or once another one was asked for than was
+        scheduled, `read` reads on demand.
+
+        Args:
+            indices: Taken lazily, by a thread.
+        """
+        self._is_scheduled = True
+        self._tensors.schedule(self._wanted(index) for index in indices)
 
     def read(self, index: int) -> Batch:
         """The batch of that index.
 
         Raises:
-            KinoflowError: the plan is shorter, or a tensor is missing or damaged.
+            KinoflowError: The plan is shorter, or a tensor is missing or damaged.
         """
-        rows = self._plan.rows(index)
-        latents = torch.stack([self._shards.get(key) for key in rows["latent_key"]])
-        text_features, text_mask = pad_text([self._shards.get(key) for key in rows["text_key"]])
-        first = rows.row(0, named=True)
-        return Batch(
-            latents=latents,
-            text_features=text_features,
-            text_mask=text_mask,
-            num_frames=first["num_frames"],
-            height=first["height"],
-            width=first["width"],
-            fps=torch.tensor(rows["fps"].to_list()),
-            bucket=f"{first['resolution']} {first['num_frames']} frames",
-        )
+        began_s = time.perf_counter()
+        try:
+            scheduled = self._tensors.next() if self._is_scheduled else None
+            if scheduled is not None and scheduled[0].index == index:
+                return scheduled[0].batch(scheduled[1])
+            if scheduled is not None:
+                logger.warning("Batch %d was scheduled, %d was asked for: no reading ahead.", scheduled[0].index, index)
+                self._tensors.schedule(())
+            self._is_scheduled = False
+            rows, locations = self._wanted(index)
+            return rows.batch(self._tensors.get(locations))
+        finally:
+            self.wait_s += time.perf_counter() - began_s
 
     def resolution(self, index: int) -> str:
         """Name of the batch's resolution, for example "240p"."""
         return self._plan.shape(index).resolution
+
+    def _wanted(self, index: int) -> tuple[_Rows, list[Location]]:
+        rows = self._plan.rows(index)
+        keys = [*rows["latent_key"], *rows["text_key"]]
+        return _Rows(index, self._plan.shape(index), rows["fps"].to_list()), self._shards.locations(keys)
 
 
 def pad_text(features: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -195,6 +195,9 @@ class TrainConfig(Section):
     parallel: Literal["none", "ddp", "fsdp"] = "none"
     num_threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent.")
     sentinel: SentinelConfig = SentinelConfig()
+    read_ahead_bytes: int = Field(
+        256 << 20, ge=1 << 20, description="Memory of each rank for latents and text read ahead or used last."
+    )
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints of a running stage that are kept.")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from components import manifest
 from components.batches import BatchReader
 from components.plan_file import PlanFile, held_out_plan
+from components.shared_tensors import open_index
 from model.diffusion_config import DiffusionConfig
 from model.process import build_process
 from model.sampling import TextConditionedDenoiser
@@ -59,6 +60,7 @@ def held_out_losses(
     steps = timesteps_of(timesteps)
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
     clips: dict[str, int] = defaultdict(int)
+    batches.schedule(range(len(batches)))
     for index in range(len(batches)):
         batch = batches.read(index)
         bucket = f"{batches.resolution(index)} {batch.latents.shape[2]} frames"
@@ -95,7 +97,8 @@ def open_held_out(data: str, stage: str, folder: Path) -> BatchReader:
     Args:
         data: URI of the bucket output.
         stage: whose evaluation plan to read.
-        folder: for a local copy.
+        folder: for local copies of the plan and of where its tensors lie.
     """
-    manifest.fetch(data, folder, kind="dataset")
-    return BatchReader(folder, PlanFile.open(folder / held_out_plan(stage)))
+    name = held_out_plan(stage)
+    manifest.fetch(data, folder, [name], kind="dataset")
+    return BatchReader(open_index(data, folder), PlanFile.open(folder / name))

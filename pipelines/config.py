@@ -58,6 +58,7 @@ class TrainingDefaults(Section):
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     sentinel: SentinelConfig = SentinelConfig()
+    read_ahead_bytes: int = Field(256 << 20, ge=1 << 20)
 
 
 class DemoData(Section):

@@ -44,19 +44,22 @@ def curate(config: str, videos: str, objects: str, out: str, manifest: Output[Da
     return run_stage("curate", manifest.path, config=config, videos=videos, objects=objects, out=out)
 
 
-def bucket(config: str, clips: str, objects: str, out: str, manifest: Output[Dataset]) -> str:
+def bucket(config: str, clips: str, objects: str, latents: str, out: str, manifest: Output[Dataset]) -> str:
     """Plan the batches of every training stage and encode what they need: latents and text features.
 
     Args:
         config: BucketConfig as JSON.
         clips: URI prefix of the clips table.
         objects: URI prefix that holds the files.
-        out: URI prefix of plans, encoders and shards.
+        latents: URI prefix of latents and text features; runs share it.
+        out: URI prefix of plans, encoders and index.
         manifest: Address and digest of the result.
     """
     from pipelines.shell import run_stage
 
-    return run_stage("bucket", manifest.path, config=config, clips=clips, objects=objects, out=out)
+    return run_stage(
+        "bucket", manifest.path, config=config, clips=clips, objects=objects, latents=latents, out=out
+    )  # fmt: skip
 
 
 def train(
@@ -76,7 +79,7 @@ def train(
         experiment: MLflow experiment.
         run_name: Name of the whole run in MLflow.
         dataset_digest: Version of the source data, recorded with the run.
-        data: URI prefix of plans and shards.
+        data: URI prefix of plans and index.
         parent: URI of the checkpoint to start from.
         out: URI prefix of this stage's checkpoints.
         manifest: Address and digest of the final checkpoint.
@@ -109,7 +112,7 @@ def evaluate(
         run_name: Name of the whole run in MLflow.
         dataset_digest: Version of the source data, recorded with the run.
         checkpoint: URI of the checkpoint.
-        data: URI prefix of plans, encoders and shards.
+        data: URI prefix of plans, encoders and index.
         clips: URI prefix of the clips table.
         objects: URI prefix that holds the files.
         out: URI prefix of metrics, report and samples.

@@ -30,6 +30,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
         source: str,
         root: str,
         objects: str,
+        latents: str,
         run_name: str,
         experiment: str = "kinoflow",
         dataset_digest: str = "",
@@ -43,6 +44,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             source: Folder, s3:// prefix, or table of videos and images.
             root: URI prefix of this run, without a slash at its end; every node writes below it.
             objects: URI prefix that holds source files under their content hash; runs may share it.
+            latents: URI prefix that holds latents and text features; runs may share it.
             run_name: Name of the run in MLflow.
             experiment: MLflow experiment.
             dataset_digest: Version of the source data (for example its DVC hash), recorded with every run.
@@ -58,6 +60,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             config=config.bucket_config().model_dump_json(),
             clips=clips.outputs[URI],
             objects=objects,
+            latents=latents,
             out=f"{root}/bucket",
         )
         computing: list[Any] = [data]

@@ -56,7 +56,13 @@ def made_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of an `rclone serve s3` that lives as long as the session."""
-    root = tmp_path_factory.mktemp("s3")
+    with run_s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+@contextmanager
+def run_s3_server(root: Path) -> Iterator[str]:
+    """Run an `rclone serve s3` with its objects below `root`; the credentials are `ACCESS_KEY` and `SECRET_KEY`."""
     data, cache = root / "data", root / "cache"
     data.mkdir()
     with socket.socket() as free:
@@ -78,18 +84,23 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait(timeout=10)
 
 
-@pytest.fixture
-def s3_server(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The session's S3 server, with the standard environment set up to reach it."""
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": s3_endpoint,
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """The standard variables with which a client reaches that server and no other."""
+    return {
+        "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    }
+
+
+@pytest.fixture
+def s3_server(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The session's S3 server, with the standard environment set up to reach it."""
+    for name, value in s3_environment(s3_endpoint).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
     return S3Server(s3_endpoint)

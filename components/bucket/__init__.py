@@ -1,7 +1,10 @@
 """Bucket: kept clips become a plan for every training stage, and everything the plans need is encoded once.
 
-The published prefix holds `plan-<stage>.safetensors` and `eval-<stage>.safetensors` (`components.plan_file`), the
-shards of latents and text features (`components.shards`), and the two frozen encoders they were made with.
+The published prefix holds `plan-<stage>.safetensors` and `eval-<stage>.safetensors` (`components.plan_file`), the two
+frozen encoders, and `index.parquet`, which names every latent and every caption's features with the SHA-256 of its
+bytes. The tensors themselves lie in a place that all runs share (`components.shared_tensors`), so a run encodes only
+what no run before it did; which part of that place holds which tensor is no property of the dataset and does not enter
+its digest.
 """
 
 from __future__ import annotations
@@ -9,20 +12,32 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from components import manifest, tables
 from components.bucket.clips import Clips
-from components.bucket.encode import encode_captions, encode_windows, unique_windows
+from components.bucket.encode import Window, encode_captions, encode_windows, encoding_digest, unique_windows
 from components.bucket.encoders import EncoderSources, make_autoencoder, make_text_encoder
 from components.bucket.plan import plan_evaluation, plan_training
 from components.config import BucketConfig, StagePlanConfig
 from components.errors import KinoflowError
 from components.plan_file import PlanFile, held_out_plan, training_plan
-from components.shards import ShardWriter
+from components.shards import Rows
+from components.shared_tensors import (
+    ANNOTATION,
+    INDEX_FILE,
+    Entry,
+    SharedTensors,
+    is_readable,
+    publish_locations,
+    write_index,
+)
+from model.geometry import VAE_STRIDE
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +86,14 @@ class BucketReport(DatasetFacts):
     manifest_digest: str
 
 
-def bucket(config: BucketConfig, clips: str, objects: str, out: str) -> BucketReport:
-    """Plan every stage and encode every window and caption that a plan names.
+def bucket(config: BucketConfig, clips: str, objects: str, latents: str, out: str) -> BucketReport:
+    """Plan every stage and encode every window and caption that a plan names and that was not encoded before.
 
     Args:
         config: Stages, encoders and limits.
         clips: URI prefix that curation published.
         objects: URI prefix of the source files.
+        latents: URI prefix of latents and text features; runs share it.
         out: URI prefix of the result; left as it is when it was made from the same things already.
 
     Raises:
@@ -89,12 +105,13 @@ def bucket(config: BucketConfig, clips: str, objects: str, out: str) -> BucketRe
         sources = EncoderSources.open(config, Path(scratch))
         inputs = {"clips": manifest.load(clips).digest, **sources.digests}
         found = manifest.reusable(out, KIND, config=config, inputs=inputs)
-        if found is None:
+        if found is None or not is_readable(out, found, latents, Path(scratch) / "found"):
             table = _kept_clips(clips, Path(scratch))
+            making = _Making(config, table, sources, objects=objects, latents=latents, out=out)
             with manifest.publish(out, KIND, config=config, inputs=inputs) as publication:
-                facts = _make(config, table, objects, sources, publication.directory)
+                facts = making.fill(publication.directory, Path(scratch))
                 publication.facts.update(facts.model_dump(mode="json"))
-                publication.annotations["clips"] = clips
+                publication.annotations.update({"clips": clips, ANNOTATION: making.locations})
             found = publication.manifest
             assert found is not None
     logger.info("planned %d stages into %s", len(config.stages), out)
@@ -148,40 +165,80 @@ def plan_stage(
     return plan, plan_evaluation(held_out, stage.buckets, batches_per_bucket=config.eval_batches_per_bucket)
 
 
-def _make(
-    config: BucketConfig, kept: pl.DataFrame, objects: str, sources: EncoderSources, directory: Path
-) -> DatasetFacts:
-    """Fill `directory` with plans, encoders and shards."""
-    sides = [Clips.of(kept.filter(pl.col("split") == split), config.seed, config.draws) for split in ("train", "eval")]
-    plans = {stage.name: plan_stage(config, stage, *sides) for stage in config.stages}
-    for name, (plan, held_out) in plans.items():
-        plan.save(directory / training_plan(name))
-        held_out.save(directory / held_out_plan(name))
-    intervals = [(part.windows(), part.frame_interval) for pair in plans.values() for part in pair]
-    windows = unique_windows(intervals, kept)
-    captions = [caption or "" for caption in kept["caption"]]
-    train_captions = [caption or "" for caption in kept.filter(pl.col("split") == "train")["caption"]]
-    autoencoder = make_autoencoder(sources.autoencoder, config, windows, objects)
-    autoencoder.save(directory / AUTOENCODER_FOLDER)
-    text_encoder = make_text_encoder(sources.text_encoder, config, train_captions)
-    text_encoder.save(directory / TEXT_ENCODER_FOLDER)
-    with ShardWriter(directory, config.shard_size_bytes) as shards:
-        psnr_db = encode_windows(windows, objects, autoencoder, shards)
-        num_captions = encode_captions(captions, text_encoder, shards)
-    train_clips = int((kept["split"] == "train").sum())
-    return DatasetFacts(
-        stages={name: _summary(plan, held_out, train_clips) for name, (plan, held_out) in plans.items()},
-        train_clips=train_clips,
-        eval_clips=len(kept) - train_clips,
-        latents=len(windows),
-        captions=num_captions,
-        latent_channels=autoencoder.latent_channels,
-        caption_channels=text_encoder.caption_channels,
-        model_max_length=text_encoder.model_max_length,
-        autoencoder_psnr_db=psnr_db,
-        autoencoder_digest=autoencoder.digest,
-        text_encoder_digest=text_encoder.digest,
-    )
+class _Making:
+    """One dataset in the making.
+
+    Attributes:
+        locations: URI of what says where its tensors lie, once it is filled.
+    """
+
+    def __init__(
+        self, config: BucketConfig, kept: pl.DataFrame, sources: EncoderSources, *, objects: str, latents: str, out: str
+    ) -> None:
+        self.locations = ""
+        self._config, self._kept, self._sources = config, kept, sources
+        self._objects, self._latents, self._out = objects, latents, out
+
+    def fill(self, directory: Path, scratch: Path) -> DatasetFacts:
+        """Write plans, encoders and index into `directory`, tensors and their locations to the shared place."""
+        config, kept = self._config, self._kept
+        splits = [kept.filter(pl.col("split") == split) for split in ("train", "eval")]
+        sides = [Clips.of(split, config.seed, config.draws) for split in splits]
+        plans = {stage.name: plan_stage(config, stage, *sides) for stage in config.stages}
+        for name, (plan, held_out) in plans.items():
+            plan.save(directory / training_plan(name))
+            held_out.save(directory / held_out_plan(name))
+        intervals = [(part.windows(), part.frame_interval) for pair in plans.values() for part in pair]
+        windows = unique_windows(intervals, kept)
+        autoencoder = make_autoencoder(self._sources.autoencoder, config, windows, self._objects)
+        autoencoder.save(directory / AUTOENCODER_FOLDER)
+        text_encoder = make_text_encoder(self._sources.text_encoder, config, _captions(splits[0]))
+        text_encoder.save(directory / TEXT_ENCODER_FOLDER)
+        latents, features = (
+            SharedTensors(self._latents, encoding_digest(encoder.digest), scratch)
+            for encoder in (autoencoder, text_encoder)
+        )
+        psnr_db = encode_windows(windows, self._objects, autoencoder, latents, config.shard_size_bytes)
+        text_keys = encode_captions(_captions(kept), text_encoder, features, config.shard_size_bytes)
+        self._write_index(directory / INDEX_FILE, windows, latents, text_keys, features)
+        return DatasetFacts(
+            stages={name: _summary(plan, held_out, len(splits[0])) for name, (plan, held_out) in plans.items()},
+            train_clips=len(splits[0]),
+            eval_clips=len(splits[1]),
+            latents=len(windows),
+            captions=len(text_keys),
+            latent_channels=autoencoder.latent_channels,
+            caption_channels=text_encoder.caption_channels,
+            model_max_length=text_encoder.model_max_length,
+            autoencoder_psnr_db=psnr_db,
+            autoencoder_digest=autoencoder.digest,
+            text_encoder_digest=text_encoder.digest,
+        )
+
+    def _write_index(
+        self,
+        index: Path,
+        windows: Sequence[Window],
+        latents: SharedTensors,
+        text_keys: Sequence[str],
+        features: SharedTensors,
+    ) -> None:
+        entries = [Entry(window.key, window.shared_key, "latents") for window in windows]
+        parts: list[Rows] = []
+        shards: list[str] = []
+        for shared, own in ((latents, entries), (features, [Entry(key, key, "text") for key in text_keys])):
+            rows, names = shared.rows([entry.shared_key for entry in own])
+            rows["shard"] += len(shards)
+            parts.append(rows)
+            shards += names
+        entries += [Entry(key, key, "text") for key in text_keys]
+        rows = np.concatenate(parts)
+        write_index(index, entries, rows)
+        self.locations = publish_locations(self._out, self._latents, entries, rows, shards, index)
+
+
+def _captions(clips: pl.DataFrame) -> list[str]:
+    return [caption or "" for caption in clips["caption"]]
 
 
 def _summary(plan: PlanFile, held_out: PlanFile, train_clips: int) -> StageSummary:

@@ -16,11 +16,12 @@ def main(
     config: Annotated[Path, typer.Option(help="YAML or JSON file with the stages.")],
     clips: Annotated[str, typer.Option(help="URI prefix that curation published.")],
     objects: Annotated[str, typer.Option(help="URI prefix of the source files.")],
-    out: Annotated[str, typer.Option(help="URI prefix of plans, shards and encoders.")],
+    latents: Annotated[str, typer.Option(help="URI prefix of latents and text features; runs share it.")],
+    out: Annotated[str, typer.Option(help="URI prefix of plans, index and encoders.")],
 ) -> None:
     """Plan every training stage and encode every window and caption that a plan names."""
     settings = configs.load(configs.BucketConfig, config)
-    typer.echo(bucket(settings, clips, objects, out).model_dump_json())
+    typer.echo(bucket(settings, clips, objects, latents, out).model_dump_json())
 
 
 if __name__ == "__main__":

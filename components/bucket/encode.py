@@ -6,6 +6,9 @@ frames already cropped to a bucket's size are held.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import math
 import tempfile
 from collections import defaultdict, deque
@@ -23,20 +26,27 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+import components
 from components import manifest, progress, store
 from components.errors import KinoflowError
 from components.plan_file import text_key
-from components.shards import ShardWriter
+from components.shared_tensors import SharedTensors
 from components.video import Frames, UnreadableMedia, decode_frames, resize_crop
 from model.autoencoder import Autoencoder
 from model.geometry import frame_indices
 from model.text import TextEncoder
+
+logger = logging.getLogger(__name__)
 
 PREFETCHED_WINDOWS = 8
 PIXELS_AT_ONCE = 4 * 512 * 512
 """Pixels the autoencoder sees at once: the four frames of 512 x 512 of Open-Sora 1.1's micro-batch."""
 CAPTIONS_AT_ONCE = 16
 PSNR_WINDOWS = 32
+ENCODING_SOURCES = (
+    "components/video.py", "components/bucket/encode.py", "model/autoencoder.py", "model/text.py"
+)  # fmt: skip
+"""Sources that decide what is encoded: a change of one of them makes what was encoded before out of date."""
 FIT_FRAMES, FIT_FRAMES_PER_WINDOW, FIT_PIXELS = 1024, 4, 1 << 26
 
 Item = TypeVar("Item")
@@ -67,6 +77,18 @@ class Window:
     width: int
     is_image: bool
     held_out: bool
+
+    @property
+    def shared_key(self) -> str:
+        """Names the pixels that are encoded, whatever the clip is called and wherever its source lies."""
+        parts = [list(self.frames), self.height, self.width, self.is_image]
+        span = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        return f"{self.content_sha256}:{span}"
+
+    @property
+    def error_key(self) -> str:
+        """Names the error of the latent, decoded again."""
+        return f"{self.shared_key}:error"
 
 
 def unique_windows(plans: Iterable[tuple[pl.DataFrame, int]], clips: pl.DataFrame) -> list[Window]:
@@ -214,44 +236,69 @@ def _spread(frames: tuple[int, ...], count: int) -> tuple[int, ...]:
     return frames if len(frames) <= count else tuple(frames[i * len(frames) // count] for i in range(count))
 
 
+def encoding_digest(encoder_digest: str) -> str:
+    """What decides a tensor besides its key: the encoder and the code around it, not the stages that ask for it."""
+    root = Path(components.__file__).parent.parent
+    code = {name: manifest.sha256_file(root / name) for name in ENCODING_SOURCES}
+    return manifest.digest_of({"encoder": encoder_digest, "code": dict(code)})[:32]
+
+
 def encode_windows(
-    windows: Sequence[Window], objects: str, autoencoder: Autoencoder, shards: ShardWriter
+    windows: Sequence[Window], objects: str, autoencoder: Autoencoder, shared: SharedTensors, shard_size_bytes: int
 ) -> float | None:
-    """Encode every window into the shards under its key: latents (C, T, h, w) float32.
+    """Encode every window that was not encoded before, under its shared key: latents (C, T, h, w) float32.
 
     Returns:
         Peak signal-to-noise ratio in dB over the first held-out windows, decoded again; None without any.
     """
-    squared_errors: list[float] = []
-    held_out = {window.key for window in [w for w in windows if w.held_out][:PSNR_WINDOWS]}
-    with progress.task("encode clips", len(windows)) as task:
-        for window, frames in prefetched(read_windows(windows, objects)):
+    measured = [window for window in windows if window.held_out][:PSNR_WINDOWS]
+    lack_latents = _lacking([window.shared_key for window in windows], shared)
+    lack_errors = _lacking([window.error_key for window in measured], shared)
+    once = {w.shared_key: w for w in windows if w.shared_key in lack_latents or w.error_key in lack_errors}
+    if len(once) < len(windows):
+        logger.info("%d of %d windows were encoded before", len(windows) - len(once), len(windows))
+    with progress.task("encode clips", len(once)) as task, shared.writer(shard_size_bytes) as writer:
+        for window, frames in prefetched(read_windows(list(once.values()), objects)):
             autoencoder.micro_batch_size = max(1, PIXELS_AT_ONCE // (window.height * window.width))
             pixels = to_pixels(frames)[None]
             latents = autoencoder.encode(pixels)
-            shards.add("latents", window.key, latents[0])
-            if window.key in held_out:
+            if window.shared_key in lack_latents:
+                writer.add("latents", window.shared_key, latents[0])
+            if window.error_key in lack_errors:
                 decoded = autoencoder.decode(latents).cpu()
                 visible = pixels[..., : decoded.shape[-2], : decoded.shape[-1]]
-                squared_errors.append(float(torch.mean((decoded - visible) ** 2)))
+                writer.add("errors", window.error_key, torch.mean((decoded - visible) ** 2))
             task.advance(note=window.clip_id)
-    if not squared_errors:
+    return _psnr_db([window.error_key for window in measured], shared)
+
+
+def _psnr_db(error_keys: Sequence[str], shared: SharedTensors) -> float | None:
+    if not error_keys:
         return None
-    return round(10.0 * math.log10(4.0 / max(float(np.mean(squared_errors)), 1e-12)), 2)
+    errors = [float(error) for error in shared.read(error_keys)]
+    return round(10.0 * math.log10(4.0 / max(float(np.mean(errors)), 1e-12)), 2)
 
 
-def encode_captions(captions: Iterable[str], text_encoder: TextEncoder, shards: ShardWriter) -> int:
-    """Encode every different caption into the shards under `text_key`: (num_tokens, Cy) float32, padding cut off.
+def encode_captions(
+    captions: Iterable[str], text_encoder: TextEncoder, shared: SharedTensors, shard_size_bytes: int
+) -> list[str]:
+    """Encode every caption that was not encoded before: (num_tokens, Cy) float32, padding cut off, under `text_key`.
 
     Returns:
-        Number of different captions.
+        Keys of the different captions.
     """
-    different = sorted(set(captions))
-    with progress.task("encode captions", len(different)) as task:
-        for start in range(0, len(different), CAPTIONS_AT_ONCE):
-            part = different[start : start + CAPTIONS_AT_ONCE]
+    keys = {text_key(caption): caption for caption in sorted(set(captions))}
+    lacking = _lacking(list(keys), shared)
+    missing = [caption for key, caption in keys.items() if key in lacking]
+    with progress.task("encode captions", len(missing)) as task, shared.writer(shard_size_bytes) as writer:
+        for start in range(0, len(missing), CAPTIONS_AT_ONCE):
+            part = missing[start : start + CAPTIONS_AT_ONCE]
             features, mask = text_encoder.encode(part)
             for caption, feature, num_tokens in zip(part, features, mask.sum(1).tolist(), strict=True):
-                shards.add("text", text_key(caption), feature[:num_tokens])
+                writer.add("text", text_key(caption), feature[:num_tokens])
             task.advance(len(part))
-    return len(different)
+    return list(keys)
+
+
+def _lacking(keys: Sequence[str], shared: SharedTensors) -> set[str]:
+    return {key for key, found in zip(keys, shared.has(keys), strict=True) if not found}

@@ -36,6 +36,6 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
             deterministic_algorithms(),
             joined_ranks(config.parallel) as ranks,
         ):
-            return Stage(config, ranks, interruption, data=data, parent=parent, out=out).run(tracking)
+            return Stage(config, ranks, interruption, data=data, parent=parent or config.start_from, out=out).run(tracking)
     except ValueError as error:  # what model/ calls a mistake
         raise KinoflowError(f"Stage {config.name!r}: {error}") from error

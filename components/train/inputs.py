@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import polars as pl
-
-from components import manifest, tables
+from components import manifest
 from components.batches import BatchReader
 from components.config import TrainConfig
 from components.errors import KinoflowError
 from components.manifest import Manifest
 from components.plan_file import PlanFile, training_plan
-from components.shards import INDEX, INDEX_FILE
+from components.shared_tensors import open_index
 from model.config import STDiT2Config
 
 NETWORK_FACTS = {"latent_channels": "in_channels"} | {n: n for n in ("caption_channels", "model_max_length")}
@@ -36,7 +34,7 @@ def fill_network(network: STDiT2Config, dataset: Manifest, data: str) -> STDiT2C
 
 
 class StageBatches:
-    """The planned batches of a stage, copied here with the shards they need; use it as a context manager.
+    """The planned batches of a stage, its tensors read ahead; `reader` is a context manager.
 
     Args:
         config: of the stage.
@@ -52,15 +50,12 @@ class StageBatches:
         name = training_plan(config.name)
         if name not in dataset.files:
             raise KinoflowError(f"{data} holds no plan for the stage {config.name!r}; bucket it first.")
-        manifest.fetch(data, folder, [name, INDEX_FILE])
+        manifest.fetch(data, folder, [name])
         self._plan = PlanFile.open(folder / name)
-        wanted = self._check(config, data)
-        index = tables.read(folder / INDEX_FILE, dict(INDEX))
-        shards = index.filter(pl.col("key").is_in(self._plan.keys(0, wanted)))["shard"].unique().sort()
-        manifest.fetch(data, folder, shards.to_list())
-        self.reader = BatchReader(folder, self._plan)
+        self._check(config, data)
+        self.reader = BatchReader(open_index(data, folder), self._plan, ahead_bytes=config.read_ahead_bytes)
 
-    def _check(self, config: TrainConfig, data: str) -> int:
+    def _check(self, config: TrainConfig, data: str) -> None:
         wanted, planned = config.steps * config.batches_per_step, len(self._plan)
         if planned < wanted:
             raise KinoflowError(
@@ -70,7 +65,6 @@ class StageBatches:
         if config.masks is not None:
             for num_frames in self._plan.num_frames:
                 config.masks.check_num_frames(num_frames)
-        return wanted
 
     def clip_ids(self, first_batch: int, end_batch: int) -> list[str]:
         """Every clip of the batches first_batch .. end_batch - 1, once."""

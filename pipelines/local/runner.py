@@ -51,7 +51,7 @@ class RunRequest:
     Attributes:
         source: folder, s3:// prefix or table of videos.
         name: of the run, in `runs/`, in the store and in MLflow.
-        base: URI below which `runs/<name>` and `objects` lie.
+        base: URI below which `runs/<name>`, `objects` and `latents` lie.
         dataset_digest: version of the source data; empty when unknown.
         budgets: how often it is started again by itself.
     """
@@ -75,6 +75,7 @@ class RunRequest:
             "source": self.source,
             "root": self.root,
             "objects": store.join(self.base, "objects"),
+            "latents": store.join(self.base, "latents"),
             "run_name": self.name,
             "experiment": self.experiment,
             "dataset_digest": self.dataset_digest,

@@ -1,4 +1,4 @@
-"""Shards and checkpoints on a local disk: reading samples over plain files, publishing over copying.
+"""Shards and checkpoints: reading samples over plain files, waiting for data, publishing over copying.
 
 Files are in the page cache on both sides, so this compares the work around the bytes and not the disk.
 """
@@ -10,12 +10,9 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from components import manifest
-from components.shards import ShardReader, ShardWriter
 from components.train.checkpoints import StageCheckpoints
 from model.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from model.config import STDiT2Config
@@ -23,6 +20,7 @@ from model.diffusion_config import IDDPMConfig
 from model.optimizer_config import OptimizerConfig
 from model.stdit2 import STDiT2
 from model.trainer import Trainer, TrainerOptions
+from tests.benchmarks.loading import measure_loading
 from tests.benchmarks.measuring import Figure, Settings, by_turns
 from tests.benchmarks.saving import measure_saving
 
@@ -30,48 +28,10 @@ MEGABYTE = 1e6
 
 
 def run(settings: Settings) -> list[Figure]:
-    """Shards first, then checkpoints."""
+    """Loading first, then checkpoints."""
     with tempfile.TemporaryDirectory(prefix="kinoflow-bench-") as scratch:
-        figures = measure_shards(Path(scratch), settings) + measure_checkpoint(Path(scratch), settings)
+        figures = measure_loading(Path(scratch), settings) + measure_checkpoint(Path(scratch), settings)
         return figures + measure_saving(Path(scratch), settings)
-
-
-def measure_shards(scratch: Path, settings: Settings) -> list[Figure]:
-    """Random reads of latents (4, 16, 18, 32) from shards, over one .npy file a sample."""
-    count = 32 if settings.toy else 2_000
-    keys = [f"clip-{number:05d}" for number in range(count)]
-    latents = {key: torch.randn(4, 16, 18, 32) for key in keys}
-    files = scratch / "files"
-    files.mkdir()
-
-    def write_shards() -> None:
-        shutil.rmtree(scratch / "shards", ignore_errors=True)
-        with ShardWriter(scratch / "shards") as writer:
-            for key, tensor in latents.items():
-                writer.add("latents", key, tensor)
-
-    def write_files() -> None:
-        for key, tensor in latents.items():
-            np.save(files / f"{key}.npy", tensor.numpy())
-
-    written = by_turns({"shards": write_shards, "files": write_files}, settings, "shards, writing")
-    order = [keys[index] for index in np.random.default_rng(0).permutation(count)]
-    reader = ShardReader(scratch / "shards")
-
-    def read_shards() -> list[Tensor]:
-        return [reader.get(key) for key in order]
-
-    def read_files() -> list[Tensor]:
-        return [torch.from_numpy(np.load(files / f"{key}.npy")) for key in order]
-
-    read = by_turns({"shards": read_shards, "files": read_files}, settings, "shards, reading")
-    megabytes = sum(tensor.nbytes for tensor in latents.values()) / MEGABYTE
-    return [
-        read.rate("shards", count, "shards: random reads of 147 kB samples", "samples/s"),
-        read.speed_ratio("shards", "files", "shards: reading over one .npy file a sample"),
-        written.rate("shards", megabytes, "shards: writing", "MB/s"),
-        written.speed_ratio("shards", "files", "shards: writing over one .npy file a sample"),
-    ]
 
 
 def measure_checkpoint(scratch: Path, settings: Settings) -> list[Figure]:

@@ -77,11 +77,13 @@ def test_what_a_command_reads_is_what_dvc_watches(stages: dict[str, dict[str, An
         if name == "config":
             continue
         options = command_of(stage)
-        made = {options.pop("out")} | ({options["objects"]} if name == "ingest" else set())
+        shared = {"ingest": "objects", "bucket": "latents"}
+        made = {options.pop("out")} | ({options[shared[name]]} if name in shared else set())
         assert outs_of(stage) == made
         assert all(next(iter(out.values())) == {"persist": True} for out in stage["outs"])
         options.pop("tracking", None)
         read = {re.sub(r"\$\(kinoflow checkpoint (.*)\)", r"\1", value) for value in options.values()} - made
+        read |= {"work/latents"} if "data" in options else set()  # the bucket output says where in it
         assert read == set(stage["deps"]) - {"components", "model"}, name
 
 

@@ -138,7 +138,8 @@ class TestFinishedRun:
         assert received == {
             "ingest": {"source": finished.request.source, "objects": objects},
             "curate": {"videos": f"{root}/ingest", "objects": objects},
-            "bucket": {"clips": f"{root}/curate", "objects": objects},
+            "bucket": {"clips": f"{root}/curate", "objects": objects,
+                       "latents": finished.request.arguments()["latents"]},
             "stage1": {**tracking, "data": f"{root}/bucket", "parent": None},
             "stage2": {**tracking, "data": f"{root}/bucket", "parent": steps[0]},
             "stage3": {**tracking, "data": f"{root}/bucket", "parent": steps[1]},

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,14 +9,16 @@ import polars as pl
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
-from components import manifest, tables
+from components import manifest, store, tables
 from components.bucket import BucketReport, bucket
 from components.bucket.encode import prefetched, read_windows, to_pixels, unique_windows
 from components.config import BucketConfig
 from components.errors import KinoflowError
 from components.plan_file import PlanFile, held_out_plan, text_key, training_plan
-from components.shards import ShardReader
+from components.shards import Location
+from components.shared_tensors import INDEX, INDEX_FILE, PART_KIND, open_index
 from components.video import write_image, write_video
 from model.autoencoder import fit_autoencoder, load_autoencoder
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
@@ -135,27 +138,40 @@ def report(root: Path) -> BucketReport:
     return run(root, "out")
 
 
-def run(root: Path, out: str, clips: str = "clips", **changes: Any) -> BucketReport:
+def run(root: Path, out: str, clips: str = "clips", latents: str = "latents", **changes: Any) -> BucketReport:
     config = BucketConfig.model_validate(CONFIG | changes)
-    return bucket(config, str(root / clips), str(root / "objects"), str(root / out))
+    return bucket(config, str(root / clips), str(root / "objects"), str(root / latents), str(root / out))
+
+
+def get(location: Location) -> torch.Tensor:
+    return location.tensor(store.read_range(location.uri, location.offset, location.size_bytes))
 
 
 def read_plan(root: Path, name: str) -> pl.DataFrame:
     return PlanFile.open(root / "out" / name).table()
 
 
-def test_every_planned_latent_and_caption_is_in_the_shards(root: Path, report: BucketReport) -> None:
-    reader = ShardReader(root / "out")
+def test_every_planned_latent_and_caption_is_in_the_shards(root: Path, report: BucketReport, tmp_path: Path) -> None:
+    shards = open_index(str(root / "out"), tmp_path)
     plans = [read_plan(root, name(stage)) for stage in ("low", "high") for name in (training_plan, held_out_plan)]
     planned = pl.concat(plans)
     for row in planned.iter_rows(named=True):
-        shape = (4, row["num_frames"], row["height"] // 8, row["width"] // 8)
-        assert reader.get(row["latent_key"]).shape == reader.shape(row["latent_key"]) == shape
-        assert reader.get(row["text_key"]).shape[1] == 16
+        latent, text = shards.locations([row["latent_key"], row["text_key"]])
+        assert get(latent).shape == latent.shape == (4, row["num_frames"], row["height"] // 8, row["width"] // 8)
+        assert get(text).shape[1] == 16
     assert planned["latent_key"].n_unique() == report.latents
-    assert len(reader.keys) == report.latents + report.captions
-    assert reader.shape(text_key("noise")) == (2, 16)
-    assert reader.shape(text_key("grey number 0")) == (4, 16)
+    assert len(shards) == report.latents + report.captions
+    noise, grey = shards.locations([text_key("noise"), text_key("grey number 0")])
+    assert (noise.shape, grey.shape) == ((2, 16), (4, 16))
+
+
+def test_the_index_says_what_the_dataset_holds_but_not_where(root: Path, report: BucketReport, tmp_path: Path) -> None:
+    index = tables.read(root / "out" / INDEX_FILE, INDEX)
+    shards = open_index(str(root / "out"), tmp_path)
+    assert len(index) == len(shards) == report.latents + report.captions
+    for row, location in zip(index.iter_rows(named=True), shards.locations(index["key"].to_list()), strict=True):
+        assert row["sha256"] == location.sha256.hex() and tuple(row["shape"]) == location.shape
+        assert row["dtype"] == location.dtype == "F32" and row["kind"] == location.uri.split("/")[-2]
 
 
 def test_counts_add_up(root: Path, report: BucketReport) -> None:
@@ -198,22 +214,24 @@ def test_windows_hold_the_right_frames(root: Path, report: BucketReport) -> None
     assert seen > 3
 
 
-def test_shards_are_what_the_published_encoders_give(root: Path, report: BucketReport) -> None:
+def test_shards_are_what_the_published_encoders_give(root: Path, report: BucketReport, tmp_path: Path) -> None:
     clips = tables.read(root / "clips" / "clips.parquet", tables.CLIPS)
-    reader = ShardReader(root / "out")
+    shards = open_index(str(root / "out"), tmp_path)
     autoencoder = load_autoencoder(root / "out" / "autoencoder")
     assert autoencoder.digest == report.autoencoder_digest
     windows = unique_windows([(read_plan(root, training_plan("high")), 3)], clips)
     for window, frames in read_windows(windows, str(root / "objects")):
-        torch.testing.assert_close(reader.get(window.key), autoencoder.encode(to_pixels(frames)[None])[0])
+        latents = autoencoder.encode(to_pixels(frames)[None])[0]
+        torch.testing.assert_close(get(shards.locations([window.key])[0]), latents)
     text_encoder = load_text_encoder(root / "out" / "text_encoder")
     assert text_encoder.digest == report.text_encoder_digest
     features, mask = text_encoder.encode(["grey number 1"])
-    torch.testing.assert_close(reader.get(text_key("grey number 1")), features[0, : int(mask.sum())])
+    grey = get(shards.locations([text_key("grey number 1")])[0])
+    torch.testing.assert_close(grey, features[0, : int(mask.sum())])
 
 
 def test_the_same_inputs_give_the_same_bytes_and_a_second_run_does_nothing(root: Path, report: BucketReport) -> None:
-    assert run(root, "again") == report
+    assert run(root, "again") == run(root, "elsewhere", latents="other latents") == report
     before = {path: path.stat().st_mtime_ns for path in (root / "again").rglob("*")}
     assert run(root, "again") == report
     assert {path: path.stat().st_mtime_ns for path in (root / "again").rglob("*")} == before
@@ -237,6 +255,66 @@ def test_given_encoder_folders_are_used(root: Path, tmp_path: Path) -> None:
             run(root, "refused", **{**folders, key: str(tmp_path / "nowhere")})
         with pytest.raises(KinoflowError, match="is not a"):
             run(root, "refused", **{**folders, key: str(root / "clips")})
+
+
+def parts(latents: Path) -> dict[Path, manifest.Manifest]:
+    loaded = {path.parent: manifest.load(str(path.parent)) for path in latents.rglob(manifest.NAME)}
+    return {path: part for path, part in loaded.items() if part.kind == PART_KIND}
+
+
+def tensors_in(latents: Path) -> list[str]:
+    """Keys of every tensor below the root, read from the shards themselves."""
+    return [key for shard in latents.rglob("0*.safetensors") for key in load_file(shard)]
+
+
+@pytest.fixture
+def encoders(tmp_path: Path) -> dict[str, Any]:
+    frames = [torch.rand(3, 16, 16) * 2 - 1 for _ in range(4)]
+    fit_autoencoder(frames, AutoencoderConfig(steps=0, latent_channels=3, hidden_channels=8, depth=0)).save(
+        tmp_path / "autoencoder"
+    )
+    build_text_encoder(["grey noise"], TextEncoderConfig(hidden_size=8, model_max_length=5)).save(tmp_path / "text")
+    return {"autoencoder_folder": str(tmp_path / "autoencoder"), "text_encoder_folder": str(tmp_path / "text")}
+
+
+def test_a_second_run_encodes_only_what_is_missing(
+    root: Path, tmp_path: Path, encoders: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another run with other stages: nothing twice, and the same dataset as if there had been no run before it."""
+    latents = tmp_path / "latents"
+    places = {"latents": str(latents), **encoders}
+    low = run(root, "low", stages=CONFIG["stages"][:1], **places)
+    before = tensors_in(latents)
+    assert len(parts(latents)) == 2
+    with caplog.at_level("INFO"):
+        both = run(root, "both", **places)
+    assert f"{low.latents} of {both.latents} windows were encoded before" in caplog.text
+    after = tensors_in(latents)
+    assert len(after) == len(set(after)) and set(before) < set(after)
+    assert sum(not key.endswith("error") for key in after) == both.latents + both.captions
+    assert len(parts(latents)) == 3  # the captions were all there
+    assert run(root, "both at once", **{**places, "latents": str(tmp_path / "fresh")}) == both
+    assert run(root, "low again", stages=CONFIG["stages"][:1], **places) == low
+    assert tensors_in(latents) == after
+
+
+def test_a_lost_shard_is_made_again(
+    root: Path, tmp_path: Path, encoders: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    latents = tmp_path / "latents"
+    places = {"latents": str(latents), **encoders}
+    report = run(root, "lost", **places)
+    victim = next(latents.rglob("latents/00000.safetensors"))
+    victim.unlink()
+    assert run(root, "lost", **places) == report
+    assert f"{victim} is missing or has another size than was published. What it held is encoded again" in caplog.text
+    shards = open_index(str(root / "lost"), tmp_path / "scratch")
+    index = tables.read(root / "lost" / INDEX_FILE, INDEX)
+    assert all(get(location) is not None for location in shards.locations(index["key"].to_list()))
+    shutil.rmtree(latents)
+    with pytest.raises(KinoflowError, match=r"Where the tensors of .*lost lie is lost: Nothing is published at"):
+        open_index(str(root / "lost"), tmp_path / "scratch")
+    assert run(root, "lost", **places) == report
 
 
 def changed_stage(**changes: Any) -> list[dict[str, Any]]:
@@ -312,6 +390,7 @@ def test_the_command_line(root: Path, report: BucketReport, tmp_path: Path) -> N
     config = tmp_path / "bucket.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
     places = ["--clips", str(root / "clips"), "--objects", str(root / "objects"), "--out", str(root / "out")]
+    places += ["--latents", str(root / "latents")]
     command = [sys.executable, "-m", "components.bucket", "--config", str(config), *places]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     printed = BucketReport.model_validate_json(found.stdout)

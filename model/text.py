@@ -103,7 +103,7 @@ def load_text_encoder(folder: str | Path, model_max_length: int | None = None) -
     from transformers import AutoConfig, AutoTokenizer, T5EncoderModel
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()
     path = Path(folder)
     weights, vocabulary = (path / name if (path / name).is_dir() else path for name in ("text_encoder", "tokenizer"))
     if not (weights / "config.json").is_file():

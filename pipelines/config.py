@@ -213,10 +213,10 @@ def preset_values(preset: str, overrides: dict[str, Any] | None = None) -> dict[
         raise KinoflowError(f"The preset {preset} is not valid YAML: {error}.") from error
     if not isinstance(data, dict):
         raise KinoflowError(f"The preset {preset} must be a mapping of keys to values.")
-    data = _unshared(data)
+    values: dict[str, Any] = _unshared(data)
     for key, value in (overrides or {}).items():
-        _override(data, key, deepcopy(value))
-    return data
+        _override(values, key, deepcopy(value))
+    return values
 
 
 def _unshared(value: Any) -> Any:

@@ -22,7 +22,7 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
         config: the stage.
         tracking: where the run appears in MLflow.
         data: URI prefix of the bucket output.
-        parent: URI of the checkpoint to start from; fresh weights when absent.
+        parent: URI of the checkpoint to start from; the config's `start_from`, or fresh weights, when absent.
         out: URI prefix of the stage: checkpoints, history.json and, at the end, report.json.
 
     Raises:
@@ -36,6 +36,7 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
             deterministic_algorithms(),
             joined_ranks(config.parallel) as ranks,
         ):
-            return Stage(config, ranks, interruption, data=data, parent=parent or config.start_from, out=out).run(tracking)
+            start = parent or config.start_from
+            return Stage(config, ranks, interruption, data=data, parent=start, out=out).run(tracking)
     except ValueError as error:  # what model/ calls a mistake
         raise KinoflowError(f"Stage {config.name!r}: {error}") from error

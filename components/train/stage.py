@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue
 
 from components import manifest, progress, store, weights
 from components.config import TrackingConfig, TrainConfig
@@ -21,10 +21,11 @@ from components.train.checkpoints import KIND, StageCheckpoints
 from components.train.gate import Verdict, check_gate
 from components.train.inputs import StageBatches, fill_network, load_kind
 from components.train.interruption import Interruption, Preempted, Watchdog
+from components.train.keeping import Keeper
 from components.train.outages import Patience
 from components.train.report import REPORT, Cause, History, Rollback, TrainReport, read_report, write_report
 from model.batch import Batch
-from model.checkpoint import Progress, TrainingState, load_checkpoint
+from model.checkpoint import TrainingState, load_checkpoint
 from model.handover import Handover
 from model.metrics import LogPoint, matmul_peak
 from model.objective import stream_seed
@@ -127,6 +128,8 @@ class Stage:
             trainer.restore(state)
             logger.info("going on from %s", self.checkpoints.uri(trainer.step))
         elif self.parent is not None and not self._starts_from_weights:
+            if self.ranks.is_first:
+                manifest.pin(self.parent, self.out)
             try:
                 trainer.start_from(self._parent_state(scratch), carry_optimizer=self.config.carry_optimizer)
             except ValueError as error:
@@ -191,6 +194,7 @@ class Stage:
             save_every=config.checkpoint_every,
             sentinel=config.sentinel,
             handover=self._handover(),
+            sharded_state=config.parallel == "fsdp",
         )
 
     def _handover(self) -> Handover:
@@ -215,6 +219,7 @@ class Stage:
             return
         batches = StageBatches(self.config, self.data, self.dataset, scratch / "data")
         with (
+            self._keeper() as keeper,
             batches.reader as reader,
             progress.task(f"train {self.config.name}", self.config.steps) as task,
             self.interruption.deferred(),
@@ -228,17 +233,45 @@ class Stage:
                 self.tracker.log_metrics(point.rates(peak, self.ranks.world_size), point.step)
                 task.update(point.step, f"loss {point.loss:.4f}")
 
+            order_changed = True
+
             def read(index: int) -> Batch:
+                nonlocal order_changed
+                if order_changed:
+                    reader.schedule(trainer.coming_batches())
+                    order_changed = False
                 self.watchdog.beat()
                 return reader.read(index)
 
+            def save(state: TrainingState) -> None:
+                self.watchdog.beat()
+                ends = state.progress.step == self.config.steps or self.interruption.requested
+                keeper.save(state, at_once=ends)
+                self.watchdog.beat()
+
             def go_back(left_out: LeftOut) -> TrainingState:
+                nonlocal order_changed
+                order_changed = True
+                keeper.settle()
                 return self._go_back(trainer, batches, left_out, scratch)
 
             self.history.steps_again(time.time())
-            trainer.fit(read, log=log, save=self._save, go_back=go_back, stop=lambda: self.interruption.requested)
+            trainer.fit(read, log=log, save=save, go_back=go_back, stop=lambda: self.interruption.requested)
+            self.published = keeper.published
         if trainer.step < self.config.steps:  # another rank was told to stop
             raise self.interruption.preempted()
+
+    def _keeper(self) -> Keeper:
+        return Keeper(
+            self.config, self.checkpoints, self.ranks, self.history, self.tracker, self.patience,
+            origin={"data": self.data, "parent": self.parent or ""},
+            attempt=agreed(secrets.randbits(62), self.ranks),
+            clock=self._seconds,
+        )  # fmt: skip
+
+    def _seconds(self) -> float:
+        """Over all attempts."""
+        return self.seconds_before + time.monotonic() - self.started_s
 
     def _peak_flops_per_s(self) -> float:
         """Of one rank's device in the precision of the stage."""
@@ -246,39 +279,6 @@ class Stage:
         peak = self.config.peak_flops_per_s or matmul_peak(self.ranks.device, dtype)
         self.tracker.set_tags({"kinoflow.peak_tflops_per_s": f"{peak / 1e12:.3g}"})
         return peak
-
-    def _save(self, state: TrainingState) -> None:
-        """Publish a checkpoint and everything that must be known to go on after it."""
-        self.watchdog.beat()
-        try:
-            if self.ranks.is_first:
-                self._keep(state)
-        finally:
-            state.release()
-
-    def _keep(self, state: TrainingState) -> None:
-        must = state.progress.step == self.config.steps or self.interruption.requested
-        if must:
-            self.patience.insist(lambda: self._publish(state))
-        elif not self.patience.attempt(lambda: self._publish(state)):
-            return
-        self.history.saved_at = time.time()
-        self.watchdog.beat()
-
-    def _publish(self, state: TrainingState) -> None:
-        self.history.seconds = self.seconds_before + time.monotonic() - self.started_s
-        self.history.mlflow_run_id = self.tracker.run_id(timeout_s=10) or self.history.mlflow_run_id
-        self.history.saved_at = time.time()
-        self.history.write(self.out)
-        annotations = {"data": self.data, "parent": self.parent or "", "mlflow_run_id": self.history.mlflow_run_id}
-        self.published = self.checkpoints.publish(
-            state, facts=checkpoint_facts(state.progress, state), annotations=annotations
-        )
-        assert self.published is not None  # the first rank's state is whole
-        uri = self.checkpoints.uri(state.progress.step)
-        self.tracker.set_tags({"kinoflow.checkpoint": uri, "kinoflow.checkpoint_digest": self.published.digest})
-        self.tracker.log_metrics(self.history.reliability(time.time()), state.progress.step)
-        self.checkpoints.prune(self.config.keep_checkpoints)
 
     def _go_back(self, trainer: Trainer, batches: StageBatches, left_out: LeftOut, scratch: Path) -> TrainingState:
         """An earlier state of this stage; what is left out and why is written down first.
@@ -334,7 +334,7 @@ class Stage:
             skipped_steps=trainer.skipped_steps,
             loss_first=first,
             loss_last=last,
-            seconds=self.seconds_before + time.monotonic() - self.started_s,
+            seconds=self._seconds(),
             samples_per_s=self.history.samples_per_s(),
             effective_time_ratio=self.history.effective_time_ratio(time.time()),
             restarts=self.history.restarts,
@@ -349,14 +349,3 @@ class Stage:
             model_sha256=published.files["model.safetensors"].sha256,
             history=tuple(self.history.points),
         )
-
-
-def checkpoint_facts(progress: Progress, state: TrainingState) -> dict[str, JsonValue]:
-    """What a checkpoint's manifest says about it."""
-    return {
-        "stage": progress.stage,
-        "step": progress.step,
-        "parameters": sum(tensor.numel() for tensor in state.weights.values()),
-        "handover": progress.handover.model_dump(mode="json"),
-        "left_out_steps": [[steps.first_step, steps.end_step] for steps in progress.left_out],
-    }

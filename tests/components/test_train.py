@@ -174,7 +174,7 @@ def test_a_first_stage_starts_from_imported_weights(finished, data, tmp_path):
     state = load_checkpoint(Path(report.checkpoint))
     before = load_network(Path(finished[1].checkpoint), use_ema=True).state_dict()
     assert all(torch.allclose(state.weights[name], tensor, atol=1e-6) for name, tensor in before.items())
-    assert report.parent_checkpoint == weights and state.progress.parent == published.digest
+    assert report.parent_checkpoint == weights and state.progress.handover.parent == published.digest
     other = config(steps=1, start_from=weights, network=asked.network.model_copy(update={"num_heads": 1}))
     with pytest.raises(KinoflowError, match="num_heads 2, this stage's network 1"):
         train(other, TRACKING, data=data, parent=None, out=str(tmp_path / "other"))

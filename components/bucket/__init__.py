@@ -37,7 +37,6 @@ from components.shared_tensors import (
     publish_locations,
     write_index,
 )
-from model.geometry import VAE_STRIDE
 
 logger = logging.getLogger(__name__)
 

@@ -34,8 +34,10 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
         with (
             Interruption(config.grace_s) as interruption,
             deterministic_algorithms(),
-            joined_ranks(config.parallel) as ranks,
+            joined_ranks(config.parallel, config.sequence_parallel) as ranks,
         ):
-            return Stage(config, ranks, interruption, data=data, parent=parent or config.start_from, out=out).run(tracking)
+            return Stage(config, ranks, interruption, data=data, parent=parent or config.start_from, out=out).run(
+                tracking
+            )
     except ValueError as error:  # what model/ calls a mistake
         raise KinoflowError(f"Stage {config.name!r}: {error}") from error

@@ -9,13 +9,16 @@ BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+COLOSSALAI_VENV := .venv-colossalai
+COLOSSALAI_BIN := $(COLOSSALAI_VENV)/bin
+COLOSSALAI_READY := $(COLOSSALAI_VENV)/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui data data-version repro pipeline test lint bench clean
+.PHONY: help setup demo ui data data-version repro pipeline test test-colossalai lint bench clean
 
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Use
 demo: $(READY) ## From nothing to a trained, evaluated model (PRESET=demo VIDEOS=folder NAME=run)
@@ -39,6 +42,9 @@ pipeline: $(READY) ## Compile build/text_to_video.yaml for Kubeflow (PRESET=demo
 ##@ Work on it
 test: $(READY) ## Run the tests (the slow ones too: make test SLOW=1)
 	$(BIN)/python -m pytest $(if $(SLOW),,-m "not slow")
+
+test-colossalai: $(COLOSSALAI_READY) ## Run the tests of ColossalAI's strategy in an environment of their own
+	$(COLOSSALAI_BIN)/python -m pytest --confcutdir tests/colossalai tests/colossalai
 
 lint: $(READY) ## Style, types and import rules
 	$(BIN)/ruff check .
@@ -65,4 +71,13 @@ $(READY): requirements.lock pyproject.toml
 	  $(BIN)/uv pip install --python $(BIN)/python --no-deps -e .; } || \
 	{ $(BIN)/python -m pip install $(FIND_LINKS) -r requirements.lock && \
 	  $(BIN)/python -m pip install --no-deps -e .; }
+	touch $@
+
+# The lock names a newer torch than ColossalAI asks for, so nothing may be resolved again.
+$(COLOSSALAI_READY): requirements-colossalai.lock pyproject.toml
+	$(PYTHON) -m venv $(COLOSSALAI_VENV)
+	$(COLOSSALAI_BIN)/python -m pip install --quiet uv || echo "uv cannot be installed; pip does the work."
+	{ $(COLOSSALAI_BIN)/uv pip install --python $(COLOSSALAI_BIN)/python $(FIND_LINKS) --no-deps \
+	  -r requirements-colossalai.lock -e .; } || \
+	$(COLOSSALAI_BIN)/python -m pip install $(FIND_LINKS) --no-deps -r requirements-colossalai.lock -e .
 	touch $@

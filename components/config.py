@@ -192,7 +192,9 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     activation_checkpointing: bool = False
     compile: bool = False
-    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    parallel: Literal["none", "ddp", "fsdp", "colossalai"] = "none"
+    sequence_parallel: int = Field(1, ge=1, description="Ranks that share the tokens of one batch, under ddp or fsdp.")
+    colossalai_plugin: Literal["ddp", "zero1"] = Field("zero1", description="What colossalai shards.")
     num_threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent.")
     sentinel: SentinelConfig = SentinelConfig()
     read_ahead_bytes: int = Field(
@@ -212,6 +214,15 @@ class TrainConfig(Section):
         gt=0,
         description="Of one device, for the utilisation; timed at the start when absent.",
     )
+
+    @model_validator(mode="after")
+    def _tokens_can_be_shared(self) -> Self:
+        if self.sequence_parallel > 1 and self.parallel not in ("ddp", "fsdp"):
+            raise ValueError(
+                f"stage {self.name!r}: sequence_parallel {self.sequence_parallel} needs parallel ddp or fsdp, "
+                f"not {self.parallel}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:

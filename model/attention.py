@@ -1,70 +1,18 @@
-"""Attention of the ST-DiT-2 network: the kernel choice, self-attention and cross-attention.
+"""Attention of the ST-DiT-2 network: self-attention and cross-attention.
 
 Shapes: B batch, T frames, S tokens per frame, D width, H heads, d = D / H, N sequences of L tokens.
 """
 
-import functools
-import logging
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from model.cpu_kernels import FRAME_ORDER, TOKEN_ORDER, ShortAttention, SplitHeads
-
-logger = logging.getLogger(__name__)
-
-Kernel = Literal["bmm", "sdpa"]
-
-# On CPU a fused kernel pays off only from this many keys on; below it two plain batched products are faster.
-CPU_SDPA_MIN_KEYS = {torch.float32: 128, torch.bfloat16: 512, torch.float16: 512}
-
-
-def choose_kernel(device_type: str, dtype: torch.dtype, num_keys: int) -> Kernel:
-    """Which attention kernel is fastest: ``"sdpa"`` (fused) or ``"bmm"`` (plain batched products)."""
-    if device_type == "cpu" and num_keys < CPU_SDPA_MIN_KEYS.get(dtype, 0):
-        return "bmm"
-    return "sdpa"
-
-
-@functools.cache
-def _log_kernel(kernel: Kernel, device_type: str, dtype: torch.dtype, head_dim: int) -> None:
-    logger.info("attention: %s on %s, %s, %d channels per head", kernel, device_type, dtype, head_dim)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
-    """Softmax attention, exact, by whichever kernel suits device, type and length.
-
-    Args:
-        q: (N, H, Lq, d).
-        k, v: (N, H, Lk, d).
-        bias: (N, 1, 1, Lk) added to the scores, or None.
-        scale: factor of the scores; ``d ** -0.5`` when None.
-
-    Returns:
-        (N, H, Lq, d), dtype of `v`. The softmax is computed in float32 inside both kernels.
-    """
-    kernel = choose_kernel(q.device.type, q.dtype, k.shape[-2])
-    if not is_compiling():
-        _log_kernel(kernel, q.device.type, q.dtype, q.shape[-1])
-    if kernel == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    heads, num_keys = k.shape[1:3]
-    queries, keys, values = (tensor.reshape(-1, *tensor.shape[2:]) for tensor in (q, k, v))
-    if bias is not None:
-        bias = bias.expand(-1, heads, -1, -1).reshape(-1, 1, num_keys)
-        weights = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=scale).softmax(-1)
-        return torch.bmm(weights, values).view(q.shape)
-    if scale != 1.0:
-        queries = queries * scale
-    if is_compiling() or not q.dtype == k.dtype == v.dtype:
-        return torch.bmm(torch.bmm(queries, keys.transpose(1, 2)).softmax(-1), values).view(q.shape)
-    out: Tensor = ShortAttention.apply(queries, keys, values)
-    return out.view(q.shape)
+from model.cpu_kernels import FRAME_ORDER, TOKEN_ORDER, SplitHeads
+from model.kernels import attention, packed_attention
 
 
 class RMSNorm(nn.Module):
@@ -163,16 +111,16 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None = None) -> Tensor:
-        """Attend along the second axis.
+        """Attend along the second-to-last axis.
 
         Args:
-            x: (N, L, D).
-            rotary: turns q and k by their position along L.
+            x: (N, L, D), or (B, T, S, D) whose every frame attends within its own S tokens.
+            rotary: turns q and k by their position along that axis.
 
         Returns:
-            (N, L, D).
+            The shape of `x`.
         """
-        return self.over_tokens(x[None], rotary)[0]
+        return self.over_tokens(x, rotary) if x.ndim == 4 else self.over_tokens(x[None], rotary)[0]
 
     def over_tokens(self, x: Tensor, rotary: RotaryEmbedding | RotaryTable | None = None) -> Tensor:
         """Spatial attention: `x` (B, T, S, D), every frame attends within its own S tokens. Same shape."""
@@ -284,10 +232,7 @@ class CrossAttention(nn.Module):
                 v = v * text.has_tokens
             out = attention(queries, k, v, text.bias)
         else:
-            k, v = kv.permute(1, 2, 0, 3).unsqueeze(1).unbind(0)
-            pieces = zip(queries.split(1), k.split(text.lengths, 2), v.split(text.lengths, 2), strict=True)
-            out = torch.cat(
-                [attention(q_b, k_b, v_b) if k_b.numel() else torch.zeros_like(q_b) for q_b, k_b, v_b in pieces]
-            )
+            k, v = kv.unbind(1)
+            out = packed_attention(queries, k, v, text.lengths)
         projected: Tensor = self.proj(out.transpose(1, 2).reshape(x.shape))
         return projected

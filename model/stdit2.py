@@ -14,6 +14,7 @@ from model.attention import Attention, CrossAttention, PackedText, PaddedText, R
 from model.config import STDiT2Config
 from model.cpu_kernels import multiply_add
 from model.initialization import initialize_weights
+from model.kernels import available_kernels, choose_packed_kernel
 from model.layers import (
     CaptionEmbedder,
     FinalLayer,
@@ -74,7 +75,7 @@ class STDiT2Block(nn.Module):
         temporal_modulation = (self.scale_shift_table_temporal + temporal_modulation)[:, :, :, None]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
         temp_shift, temp_scale, temp_gate = temporal_modulation.unbind(2)
-        x = multiply_add(x, gate, self.attn.over_tokens(modulated_norm(x, shift, scale)))
+        x = multiply_add(x, gate, self.attn(modulated_norm(x, shift, scale)))
         temporal = self.attn_temp.over_frames(modulated_norm(x, temp_shift, temp_scale), rotary)
         x = multiply_add(x, temp_gate, temporal)
         x = x + self.cross_attn(x.flatten(1, 2), text).view(x.shape)
@@ -90,8 +91,8 @@ class STDiT2(nn.Module):
         config: sizes and options.
 
     Attributes:
-        text_layout: how text is laid out for cross-attention: ``"packed"`` (no padding, a loop over samples),
-            ``"padded"`` (one masked product, the one to compile) or ``"auto"`` (by device and size).
+        text_layout: how text is laid out for cross-attention: ``"packed"`` (no padding), ``"padded"`` (one masked
+            product, the one to compile) or ``"auto"`` (by device, type and size).
     """
 
     def __init__(self, config: STDiT2Config) -> None:
@@ -253,14 +254,26 @@ class STDiT2(nn.Module):
         if keep.shape[1] != length:
             raise ValueError(f"the text mask has {keep.shape[1]} tokens per caption, the features {length}")
         layout = self.text_layout
-        if layout == "padded" or (layout == "auto" and y.device.type != "cpu"):
+        if layout == "padded" or (layout == "auto" and not self._packs_text(features)):
             return self._padded_text(features, keep)
         lengths = keep.sum(1).tolist()
         longest, fewest = max(lengths), min(lengths)
-        if layout == "auto" and fewest and batch > 1 and batch * longest * queries <= PADDED_TEXT_MAX_SCORES:
+        on_cpu = y.device.type == "cpu"
+        if layout == "auto" and not fewest and not on_cpu:
+            return self._padded_text(features, keep)
+        small = on_cpu and batch > 1 and batch * longest * queries <= PADDED_TEXT_MAX_SCORES
+        if layout == "auto" and fewest and small:
             last = int(keep.any(0).nonzero().max()) + 1
             return self._padded_text(features[:, :last], None if fewest == last else keep[:, :last])
         return PackedText(self.y_embedder.y_proj(features[keep]), tuple(lengths))
+
+    def _packs_text(self, features: Tensor) -> bool:
+        """Whether packed text pays on this device: always on a CPU, elsewhere if a kernel takes it in one call."""
+        device_type = features.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if autocast else features.dtype
+        kernel = choose_packed_kernel(device_type, dtype, self.config.head_dim, 1, available_kernels())
+        return device_type == "cpu" or kernel != "loop"
 
     def _padded_text(self, features: Tensor, keep: Tensor | None) -> PaddedText:
         tokens = self.y_embedder.y_proj(features)

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 
 from model.batch import Batch
 from model.checkpoint import Part, Progress, TrainingState
@@ -26,15 +24,13 @@ from model.mask_config import MaskRatios
 from model.metrics import LogPoint
 from model.objective import RANDOM_STREAM, Objective, Precision
 from model.optimizer_config import OptimizerConfig
-from model.parallel import Ranks, gathered, load_whole, mean_over_ranks
+from model.parallel import Ranks, load_whole, mean_over_ranks, updates_of
 from model.sentinel import LeftOut, Sentinel
 from model.sentinel_config import SentinelConfig
 from model.stdit2 import STDiT2
 from model.window import Window
 
 logger = logging.getLogger(__name__)
-
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -100,17 +96,13 @@ class Trainer:
             self.model, options.diffusion, options.stage, options.seed, network.config.class_dropout_prob,
             options.masks, options.precision, self.ranks.device,
         )  # fmt: skip
-        self._batches_per_rank = batches_per_rank(options.batches_per_step, self.ranks.world_size)
+        self._batches_per_rank = batches_per_rank(options.batches_per_step, self.ranks.data_ranks)
         self.ema = EMA(network, options.ema_decay)
         self.step = self.skipped_steps = 0
         self._trainable = {name: p for name, p in network.named_parameters() if p.requires_grad}
         if not self._trainable:
             raise ValueError("the network has no trainable parameter; check the option freeze")
-        settings = options.optimizer
-        self._optimizer = torch.optim.AdamW(
-            list(self._trainable.values()), settings.learning_rate, settings.betas, settings.eps,
-            settings.weight_decay, fused=True,
-        )  # fmt: skip
+        self._updates = updates_of(self.model, self._trainable, options.optimizer)
         self._host = HostMemory()
         self.left_out: tuple[LeftOut, ...] = ()
         self._sentinel = Sentinel(options.sentinel)
@@ -120,12 +112,7 @@ class Trainer:
     def state(self) -> TrainingState:
         """Everything needed to go on later; all ranks must call it together."""
         options = self.options
-        moments = {
-            f"{name}.{moment}": self._optimizer.state[parameter][moment]
-            for name, parameter in self._trainable.items()
-            for moment in MOMENTS
-            if parameter in self._optimizer.state
-        }
+        moments = self._updates.moments()
         copy, part = self._host.lease(), None
         whole = self.ranks.is_first or not options.sharded_state
         weights = copy.whole("weights", self.network.state_dict(), keep=whole)
@@ -186,24 +173,11 @@ class Trainer:
                 raise ValueError(f"the checkpoint's {name} does not fit this network; both need the same sizes")
         for name, tensor in own.items():
             load_whole(tensor, state.weights[name])
+        self._updates.weights_replaced()
         for name in self._trainable:
             load_whole(self.ema.shadow[name], state.ema[name])
         if carry_optimizer:
-            self._load_moments(state.optimizer)
-
-    def _load_moments(self, moments: Mapping[str, Tensor]) -> None:
-        for name, parameter in self._trainable.items():
-            if f"{name}.step" not in moments:
-                self._optimizer.state.pop(parameter, None)
-                continue
-            own = self._optimizer.state[parameter]
-            for moment in MOMENTS:
-                value = moments[f"{name}.{moment}"]
-                if moment == "step":
-                    own[moment] = value.to(self.ranks.device)
-                else:
-                    own[moment] = torch.zeros_like(parameter)
-                    load_whole(own[moment], value)
+            self._updates.load_moments(state.optimizer)
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -285,7 +259,7 @@ class Trainer:
 
     def step_batches(self, step: int) -> list[int]:
         """Global indices of the batches this rank takes in that step, in order."""
-        first, ranks = step * self.options.batches_per_step + self.ranks.rank, self.ranks.world_size
+        first, ranks = step * self.options.batches_per_step + self.ranks.data_rank, self.ranks.data_ranks
         return [first + turn * ranks for turn in range(self._batches_per_rank)]
 
     def _train_step(
@@ -303,12 +277,12 @@ class Trainer:
             batch = batches(index)
             window.waited(time.perf_counter() - asked_s)
             mark = window.begin_batch()
-            with self._reducing(index == indices[-1]):
+            with self._updates.accumulating(index == indices[-1]):
                 loss = self._objective(batch, index)
-                (loss.mean / len(indices) if len(indices) > 1 else loss.mean).backward()
+                self._updates.backward(loss.mean / len(indices) if len(indices) > 1 else loss.mean)
             losses.append(loss.mean.detach())
             window.end_batch(mark, batch, loss)
-        norm = gathered(self._clip_gradients())
+        norm = self._updates.clip()
         own_loss = torch.stack(losses).mean() if len(losses) > 1 else losses[0]
         # one wait for the device, and the same verdict on every rank
         stopping = torch.tensor(float(stop()), device=self.ranks.device)
@@ -317,29 +291,14 @@ class Trainer:
         ).tolist()
         fault = self._sentinel.judge(loss_value, grad_norm)
         if fault is None:
-            self._optimizer.param_groups[0]["lr"] = learning_rate
-            self._optimizer.step()
+            self._updates.apply(learning_rate)
             self.ema.update()
         else:
             logger.warning("step %d is not applied: %s.", self.step + 1, fault)
             self.skipped_steps += 1
         window.end_step(loss_value, grad_norm, applied=fault is None)
-        self._optimizer.zero_grad(set_to_none=True)
+        self._updates.clear()
         return fault, wants_to_stop > 0
-
-    def _reducing(self, last: bool) -> AbstractContextManager[object]:
-        """Let replicated ranks add up their own gradients first and average them once, with the last batch."""
-        if not last and isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
-
-    def _clip_gradients(self) -> Tensor:
-        """The gradient's global L2 norm before it was clipped."""
-        limit = self.options.optimizer.grad_clip
-        parameters = list(self._trainable.values())
-        if limit is None:
-            return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        return nn.utils.clip_grad_norm_(parameters, limit)
 
 
 def batches_per_rank(batches_per_step: int, world_size: int) -> int:

@@ -128,7 +128,7 @@ class Window:
         seconds = time.perf_counter() - self._started_s
         told = [_parsed(text) for text in texts_of_ranks(json.dumps(asdict(self._own)), self._ranks)]
         buckets: dict[str, _Bucket] = {}
-        for own in told:
+        for own in told[:: self._ranks.sequence_parallel]:  # ranks that share tokens count the same clips
             for name, seen in own.buckets.items():
                 buckets.setdefault(name, _Bucket()).add(seen)
         return LogPoint(

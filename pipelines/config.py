@@ -52,7 +52,9 @@ class TrainingDefaults(Section):
     ema_decay: float = Field(0.9999, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"
     compile: bool = False
-    parallel: Literal["none", "ddp", "fsdp"] = "none"
+    parallel: Literal["none", "ddp", "fsdp", "colossalai"] = "none"
+    sequence_parallel: int = Field(1, ge=1, description="Ranks that share the tokens of one batch, under ddp or fsdp.")
+    colossalai_plugin: Literal["ddp", "zero1"] = Field("zero1", description="What colossalai shards.")
     batches_per_step: int = Field(1, ge=1, description="Of the plan; the number of ranks must divide it.")
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)

@@ -34,7 +34,7 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
         with (
             Interruption(config.grace_s) as interruption,
             deterministic_algorithms(),
-            joined_ranks(config.parallel) as ranks,
+            joined_ranks(config.parallel, config.sequence_parallel) as ranks,
         ):
             start = parent or config.start_from
             return Stage(config, ranks, interruption, data=data, parent=start, out=out).run(tracking)

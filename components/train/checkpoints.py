@@ -23,7 +23,8 @@ KIND = "checkpoint"
 STEP_FOLDER = re.compile(r"step-(\d{8})")
 # Options that decide what is watched and kept, and by how many processes: not what is computed, but for rounding.
 BOOKKEEPING = {
-    "log_every", "checkpoint_every", "keep_checkpoints", "parallel", "gate", "grace_s", "hang_timeout_s",
+    "log_every", "checkpoint_every", "keep_checkpoints", "parallel", "sequence_parallel", "colossalai_plugin",
+    "gate", "grace_s", "hang_timeout_s",
     "store_outage_s", "peak_flops_per_s", "read_ahead_bytes",
 }  # fmt: skip
 

@@ -122,6 +122,7 @@ class Stage:
         model = parallelize(
             network, self.ranks, self.config.parallel,
             activation_checkpointing=self.config.activation_checkpointing, compile_blocks=self.config.compile,
+            booster_plugin=self.config.colossalai_plugin,
         )  # fmt: skip
         trainer = Trainer(network, self._options(), model=model, ranks=self.ranks)
         if state is not None:

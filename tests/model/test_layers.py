@@ -11,10 +11,17 @@ from model.attention import (
     PaddedText,
     RMSNorm,
     RotaryEmbedding,
-    attention,
-    choose_kernel,
 )
 from model.cpu_kernels import multiply_add
+from model.kernels import (
+    Available,
+    attention,
+    available_kernels,
+    choose_kernel,
+    choose_packed_kernel,
+    chosen_kernels,
+    packed_attention,
+)
 from model.layers import (
     CaptionEmbedder,
     FinalLayer,
@@ -210,6 +217,37 @@ def test_kernel_choice_by_device_and_length() -> None:
     assert choose_kernel("cuda", torch.bfloat16, 8) == "sdpa"
 
 
+def test_flash_attention_is_taken_where_it_can_be() -> None:
+    both = Available(flash_attn=True, varlen=True)
+    assert choose_kernel("cuda", torch.bfloat16, 8, head_dim=72, available=both) == "flash-attn"
+    assert choose_kernel("cuda", torch.bfloat16, 8, head_dim=72, biased=True, available=both) == "sdpa"
+    assert choose_kernel("cuda", torch.float32, 8, head_dim=72, available=both) == "sdpa"
+    assert choose_kernel("cuda", torch.bfloat16, 8, head_dim=12, available=both) == "sdpa"
+    assert choose_kernel("cpu", torch.bfloat16, 8, available=both) == "bmm"
+    assert choose_packed_kernel("cuda", torch.bfloat16, 72, 1, both) == "flash-attn"
+    assert choose_packed_kernel("cuda", torch.bfloat16, 72, 1, Available(varlen=True)) == "varlen"
+    assert choose_packed_kernel("cuda", torch.bfloat16, 72, 1, Available()) == "loop"
+    assert choose_packed_kernel("cuda", torch.bfloat16, 72, 0, both) == "loop"
+    assert choose_packed_kernel("cuda", torch.float32, 72, 1, both) == "loop"
+    assert choose_packed_kernel("cpu", torch.bfloat16, 72, 1, both) == "loop"
+
+
+def test_packed_keys_are_each_sample_s_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(3, 2, 5, 8, generator=generator)
+    k, v = torch.randn(2, 6, 2, 8, generator=generator)
+    out = packed_attention(q, k, v, (2, 0, 4))
+    for sample, keys in ((0, slice(0, 2)), (2, slice(2, 6))):
+        scores = q[sample] @ k[keys].permute(1, 2, 0) * 8**-0.5
+        torch.testing.assert_close(out[sample], scores.softmax(-1) @ v[keys].transpose(0, 1))
+    assert not out[1].any()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what a machine without a GPU has")
+def test_no_kernel_for_cuda_is_available_without_one() -> None:
+    assert available_kernels() == Available()
+
+
 @pytest.mark.parametrize(("frames", "tokens"), [(5, 6), (1, 4), (3, 140), (140, 3)])
 @pytest.mark.parametrize("direction", ["over_tokens", "over_frames"])
 def test_float32_gradients_equal_those_of_the_plain_formula(frames: int, tokens: int, direction: str) -> None:
@@ -245,9 +283,14 @@ def test_multiply_add_gradients(base_shape: tuple[int, ...]) -> None:
 
 def test_kernel_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     q = torch.randn(1, 1, 3, 22)
-    with caplog.at_level("INFO", logger="model.attention"):
-        attention(q, q, q)
-        attention(q, q, q)
-    assert [record.getMessage() for record in caplog.records] == [
-        "attention: bmm on cpu, torch.float32, 22 channels per head"
-    ]
+    keys = torch.randn(1, 1, 300, 22)
+    with caplog.at_level("INFO", logger="model.kernels"):
+        for _ in range(2):
+            attention(q, q, q)
+            attention(q, keys, keys)
+    expected = (
+        "bmm on cpu, torch.float32, 22 channels per head",
+        "sdpa (flash_attention) on cpu, torch.float32, 22 channels per head",
+    )
+    assert [record.getMessage() for record in caplog.records] == [f"attention: {kind}" for kind in expected]
+    assert set(expected) <= set(chosen_kernels())

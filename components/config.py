@@ -6,6 +6,7 @@ All classes are frozen and refuse unknown keys. Importing this module needs neit
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -319,3 +320,15 @@ def load(kind: type[Config], path: Path) -> Config:
     if not isinstance(data, dict):
         raise KinoflowError(f"The config {path} must be a mapping of keys to values.")
     return parse(kind, data, str(path))
+
+
+def flatten(values: Mapping[str, Any], max_chars: int, prefix: str = "") -> dict[str, str]:
+    """Nested mappings as dotted names, their values as text of at most that many characters."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, max_chars, f"{prefix}{name}.")
+        else:
+            text = str(value)
+            flat[prefix + name] = text if len(text) <= max_chars else text[: max_chars - 1] + "…"
+    return flat

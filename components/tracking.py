@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
-from components.config import TrackingConfig
+from components.config import TrackingConfig, flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -112,7 +112,7 @@ class MlflowTracker(Tracker):
 
     @override
     def log_params(self, params: Mapping[str, Any]) -> None:
-        flat = list(flatten(params).items())
+        flat = list(flatten(params, MAX_PARAM_CHARS).items())
         for start in range(0, len(flat), PARAMS_PER_CALL):
             self._operations.append(_send_params(flat[start : start + PARAMS_PER_CALL]))
 
@@ -298,18 +298,6 @@ def open_tracker(
         raise
     finally:
         tracker.close(status, close_timeout_s)
-
-
-def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as dotted names with values MLflow accepts as parameters."""
-    flat: dict[str, str] = {}
-    for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            text = str(value)
-            flat[prefix + name] = text if len(text) <= MAX_PARAM_CHARS else text[: MAX_PARAM_CHARS - 1] + "…"
-    return flat
 
 
 def _find_or_create_experiment(client: MlflowClient, name: str) -> str:

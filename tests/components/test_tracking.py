@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from components import tracking
-from components.config import TrackingConfig
-from components.tracking import flatten, open_tracker
+from components.config import TrackingConfig, flatten
+from components.tracking import open_tracker
 
 
 @pytest.fixture
@@ -195,4 +195,4 @@ def test_numbers_wait_for_a_server_that_goes_away_and_comes_back(mlflow_server, 
 
 
 def test_nested_names_are_dotted():
-    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2]}) == {"a.b": "1", "a.c.d": "None", "e": "[1, 2]"}
+    assert flatten({"a": {"b": 1, "c": {"d": None}}, "e": [1, 2]}, 10) == {"a.b": "1", "a.c.d": "None", "e": "[1, 2]"}

@@ -14,7 +14,7 @@ def main(folder: Path) -> None:
     with deterministic_algorithms(), joined_ranks("fsdp") as ranks:
         network = fresh_network(seed=0)
         model = parallelize(network, ranks, "fsdp")
-        trainer = Trainer(network, options(steps=4, save_every=4), model=model, ranks=ranks)
+        trainer = Trainer(network, options(steps=4, save_every=4, batches_per_step=2), model=model, ranks=ranks)
         trainer.fit(make_batch, log=lambda point: None, save=lambda state: None)
         whole, shares = trainer.state(), folder / "shares"
         trainer.options = dataclasses.replace(trainer.options, sharded_state=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import model.attention
+import model.kernels
 from model.buckets import Bucket
 from model.config import STDiT2Config
 from model.cost import (
@@ -46,7 +46,7 @@ def test_parameters_are_counted_as_torch_counts_them(changes: dict[str, object])
 def test_activations_are_about_what_torch_keeps(
     num_frames: int, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.attention, "CPU_SDPA_MIN_KEYS", {})  # the fused kernel, as on a GPU
+    monkeypatch.setattr(model.kernels, "CPU_SDPA_MIN_KEYS", {})  # the fused kernel, as on a GPU
     clip = bucket(num_frames, side=128)
     workload = Workload(SMALL, SMALL.model_max_length, checkpointing)
     kept = kept_bytes(SMALL, clip, batch=2, checkpointing=checkpointing)

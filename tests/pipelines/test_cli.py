@@ -72,7 +72,7 @@ def test_help_is_quick_and_needs_no_torch() -> None:
         (["data", "--preset", "mine.yaml"], ["mine", "no videos of its own"]),
         (["plan", "huge"], ["no preset 'huge'"]),
         (["plan", "demo", "--gpu", "voodoo2"], ["no GPU 'voodoo2'", "h200"]),
-        (["plan", "demo", "--gpu", "h200", "--memory", "0.1"], ["do not fit with a single sample"]),
+        (["plan", "opensora-v1.1", "--gpu", "h200", "--memory", "1"], ["do not fit with a single sample"]),
         (["weights", "import", "nowhere", "work/w"], ["nowhere does not exist"]),
         (["weights", "export", "empty", "out"], ["Nothing is published at empty"]),
         (["verify", "empty"], ["Nothing is published at or below empty"]),

@@ -60,32 +60,17 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield endpoint
 
 
-@contextmanager
-def run_s3_server(root: Path) -> Iterator[str]:
-    """Run an `rclone serve s3` with its objects below `root`; the credentials are `ACCESS_KEY` and `SECRET_KEY`."""
-    data, cache = root / "data", root / "cache"
-    data.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    rclone = Path(sys.executable).with_name("rclone")
-    command = [
-        str(rclone), "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{port}",
-        "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--cache-dir", str(cache),
-        f":hasher,remote={data},hashes=md5,max_age=off:",
-    ]  # fmt: skip
-    with (root / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            _wait_for(port, process, root / "log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(timeout=10)
+@pytest.fixture
+def s3_server(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """The session's S3 server, with the standard environment set up to reach it."""
+    for name, value in s3_environment(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
+    return S3Server(s3_endpoint)
 
 
 def s3_environment(endpoint: str) -> dict[str, str]:
-    """The standard variables with which a client reaches that server and no other."""
+    """What a client of such a server has in its environment, and nothing of this machine's own."""
     return {
         "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -97,13 +82,33 @@ def s3_environment(endpoint: str) -> dict[str, str]:
     }
 
 
-@pytest.fixture
-def s3_server(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
-    """The session's S3 server, with the standard environment set up to reach it."""
-    for name, value in s3_environment(s3_endpoint).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
-    return S3Server(s3_endpoint)
+@contextmanager
+def run_s3_server(root: Path, port: int | None = None) -> Iterator[str]:
+    """Run an S3 server with its objects below `root`; it ends by SIGKILL."""
+    data, cache = root / "data", root / "cache"
+    data.mkdir(exist_ok=True)
+    port = port or free_port()
+    rclone = Path(sys.executable).with_name("rclone")
+    command = [
+        str(rclone), "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{port}",
+        "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--cache-dir", str(cache),
+        f":hasher,remote={data},hashes=md5,max_age=off:",
+    ]  # fmt: skip
+    with (root / "log").open("ab") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            _wait_for(port, process, root / "log")
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.kill()
+            process.wait(timeout=10)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -139,10 +144,7 @@ def mlflow_server(mlflow_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @contextmanager
 def run_mlflow_server(root: Path, port: int | None = None) -> Iterator[str]:
     """Run an MLflow server with its database and artifacts below `root`."""
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    port = port or free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--workers", "1", "--host", "127.0.0.1", "--port", str(port),
         "--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--artifacts-destination", str(root / "artifacts"),

@@ -92,7 +92,6 @@ class Stage:
     def _run(self, trainer: Trainer, tracking: TrackingConfig, scratch: Path) -> TrainReport:
         if not self.ranks.is_first:
             self._fit(trainer, scratch)
-            agreed(trainer.step, self.ranks)  # the first rank comes here when it has published the end
             return self._report(trainer, Verdict())
         store.delete(store.join(self.out, REPORT))
         self.history.begin(time.time())
@@ -102,7 +101,6 @@ class Stage:
             digest = tracking.dataset_digest or self.dataset.digest
             self.tracker.log_dataset("clips", digest, self.data, "training")
             self._fit(trainer, scratch)
-            agreed(trainer.step, self.ranks)
             verdict = check_gate(
                 self.config, self.checkpoints.uri(trainer.step), data=self.data, parent=self._parent_checkpoint
             )
@@ -217,6 +215,7 @@ class Stage:
         self.started_s = time.monotonic()
         if trainer.step == self.config.steps:
             self.published = self.checkpoints.complete(trainer.step)
+            agreed(trainer.step, self.ranks)
             return
         batches = StageBatches(self.config, self.data, self.dataset, scratch / "data")
         with (
@@ -258,7 +257,10 @@ class Stage:
 
             self.history.steps_again(time.time())
             trainer.fit(read, log=log, save=save, go_back=go_back, stop=lambda: self.interruption.requested)
+            keeper.settle()
             self.published = keeper.published
+            # nobody leaves, told to or not, before the first rank has published the end
+            agreed(trainer.step, self.ranks)
         if trainer.step < self.config.steps:  # another rank was told to stop
             raise self.interruption.preempted()
 

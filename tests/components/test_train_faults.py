@@ -224,7 +224,7 @@ def launch(folder: Path, data: str, out: Path, ranks: int) -> list[subprocess.Po
 def ended(processes: list[subprocess.Popen]) -> list[int]:
     outputs = [process.communicate(timeout=280)[1] for process in processes]
     codes = [process.returncode for process in processes]
-    assert set(codes) <= {0, 75, -signal.SIGKILL}, outputs
+    assert set(codes) <= {0, 75, -signal.SIGKILL}, "\n".join(outputs)
     return codes
 
 
@@ -241,7 +241,7 @@ def test_two_ranks_killed_or_stopped_end_with_the_same_bytes_and_one_goes_on_for
         for process in processes[: 2 if number == signal.SIGKILL else 1]:  # one told to stop stops all
             process.send_signal(number)
         codes = ended(processes)
-        assert codes in ([-9, -9], [75, 75], [0, 0])  # it may have come too late
+        assert codes in ([-9, -9], [75, 75], [75, 0], [0, 0])  # it may have come too late for one or both
         assert number != signal.SIGKILL or codes == [-9, -9]
     assert ended(launch(tmp_path, data, killed, 2)) == [0, 0]
     end = "step-00000006"

@@ -173,7 +173,7 @@ class _Surveyor:
             return f"among the newest {self.retention.keep_last}"
         if self.retention.keep_every and step % self.retention.keep_every == 0:
             return f"every {self.retention.keep_every} steps"
-        if any(item.key.startswith(f"{folder}/{manifest.USED_BY}/") for item in self.below[folder]):
+        if manifest.is_pinned(self._uri(folder)):
             return "something was made from it"
         if self.manifests[folder].digest in used or self._uri(folder) in used:
             return "named by another output or a report"

@@ -215,20 +215,30 @@ def read_note(uri: str) -> Note | None:
 
 
 def pin(uri: str, used_by: str) -> None:
-    """Record beside an output that something was made from it, so that no clean-up removes it.
+    """Record that something was made from an output, so that no clean-up removes it.
 
+    The record lies outside the output's own prefix and its stage's: what is published does not change any more, and
+    DVC, which compares whole folders, sees none either.
     A store that refuses the record (a prefix that may only be read) is no reason to stop.
     """
     name = f"{hashlib.sha256(used_by.encode()).hexdigest()[:16]}.json"
     try:
-        store.write_bytes(store.join(uri, USED_BY, name), json.dumps({"used_by": used_by}).encode())
+        store.write_bytes(store.join(uses_of(uri), name), json.dumps({"used_by": used_by}).encode())
     except store.StoreError as error:
         logger.warning("%s cannot be marked as used: %s", uri, error)
 
 
 def is_pinned(uri: str) -> bool:
     """Whether something was made from this output."""
-    return bool(store.list_objects(store.join(uri, USED_BY)))
+    return bool(store.list_objects(uses_of(uri)))
+
+
+def uses_of(uri: str) -> str:
+    """Where the uses of `root/stage/output` are recorded: root/used-by/stage/output."""
+    root, *names = uri.rstrip("/").rsplit("/", 2)
+    if len(names) < 2 or root.endswith(":/") or not root:
+        return store.join(uri, USED_BY)
+    return store.join(root, USED_BY, *names)
 
 
 def _listed(out: str) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,9 +20,9 @@ import pytest
 
 from components.shapes.generate import generate
 from components.shapes.plan import ShapesConfig
+from tests.s3_process import ACCESS_KEY, SECRET_KEY, free_port, s3_environment, start_s3_server
 
 WORLD = ShapesConfig(seed=5, num_videos=30, num_images=14)
-ACCESS_KEY, SECRET_KEY = "kinoflow-test", "kinoflow-test-secret"
 
 
 @dataclass(frozen=True)
@@ -69,62 +68,16 @@ def s3_server(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     return S3Server(s3_endpoint)
 
 
-def s3_environment(endpoint: str) -> dict[str, str]:
-    """What a client of such a server has in its environment, and nothing of this machine's own."""
-    return {
-        "AWS_ENDPOINT_URL_S3": endpoint,
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-
-
 @contextmanager
 def run_s3_server(root: Path, port: int | None = None) -> Iterator[str]:
     """Run an S3 server with its objects below `root`; it ends by SIGKILL."""
-    data, cache = root / "data", root / "cache"
-    data.mkdir(exist_ok=True)
     port = port or free_port()
-    rclone = Path(sys.executable).with_name("rclone")
-    command = [
-        str(rclone), "serve", "s3", "--config", "/dev/null", "--addr", f"127.0.0.1:{port}",
-        "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--cache-dir", str(cache),
-        f":hasher,remote={data},hashes=md5,max_age=off:",
-    ]  # fmt: skip
-    with (root / "log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            _wait_for(port, process, root / "log")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.kill()
-            process.wait(timeout=10)
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            time.sleep(0.05)
-        else:
-            return
-    raise RuntimeError(f"the S3 server did not start: {log.read_text(errors='replace')}")
+    process = start_s3_server(root, port)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait(timeout=10)
 
 
 @pytest.fixture(scope="session")

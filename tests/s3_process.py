@@ -43,10 +43,10 @@ def start_s3_server(root: Path, port: int) -> subprocess.Popen[bytes]:
     raise RuntimeError(f"the S3 server did not start: {log.read_text(errors='replace')}")
 
 
-def environment(port: int) -> dict[str, str]:
-    """The standard variables with which a client reaches it."""
+def s3_environment(endpoint: str) -> dict[str, str]:
+    """What a client of such a server has in its environment, and nothing of this machine's own."""
     return {
-        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL_S3": endpoint,
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
         "AWS_DEFAULT_REGION": "us-east-1",

@@ -20,7 +20,8 @@ from components.plan_file import PlanFile, text_key
 from components.shards import LOCATIONS_FILE, ShardIndex, ShardWriter
 from tests.benchmarks.measuring import Figure, Settings, by_turns, matmul
 from tests.components.plans import plan_of
-from tests.conftest import run_s3_server, s3_environment
+from tests.conftest import run_s3_server
+from tests.s3_process import s3_environment
 from tests.slow_link import slow_link
 
 MEGABYTE = 1e6

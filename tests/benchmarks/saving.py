@@ -30,7 +30,7 @@ from model.stdit2 import STDiT2
 from model.tensor_file import TensorFile
 from model.trainer import Trainer, TrainerOptions
 from tests.benchmarks.measuring import Figure, Settings, by_turns, matmul
-from tests.s3_process import environment, free_port, start_s3_server
+from tests.s3_process import free_port, s3_environment, start_s3_server
 
 MEGABYTE = 1e6
 INTERVAL_S = 60.0
@@ -138,7 +138,7 @@ def _embedded_store(scratch: Path) -> Iterator[None]:
     root = scratch / "s3"
     root.mkdir()
     server = start_s3_server(root, port)
-    os.environ.update(environment(port))
+    os.environ.update(s3_environment(f"http://127.0.0.1:{port}"))
     try:
         store.ensure_bucket(BUCKET)
         yield

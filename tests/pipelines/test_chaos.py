@@ -18,9 +18,10 @@ from safetensors.torch import load
 from components import manifest, store
 from components.cli import EXIT_FAILED, EXIT_PREEMPTED
 from tests.components.test_train import config, write_dataset
-from tests.conftest import run_mlflow_server, run_s3_server, s3_environment
+from tests.conftest import run_mlflow_server, run_s3_server
 from tests.pipelines.chaos.driver import Driver, Life, Nursery, Server
 from tests.pipelines.chaos.faults import STAGES, STEPS, STEPS_PER_INTERVAL, Fault, schedule
+from tests.s3_process import s3_environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -397,6 +397,4 @@ def test_the_command_line(root: Path, report: BucketReport, tmp_path: Path) -> N
     assert printed.model_copy(update={"manifest_digest": report.manifest_digest}) == report
     config.write_text("stages: []")
     failed = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error: ")
-    assert "stages" in failed.stderr
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ") and "stages" in failed.stderr

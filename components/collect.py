@@ -19,16 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components import manifest, store
 from components.errors import KinoflowError
+from components.layout import CHECKPOINT, HISTORY, REPORT, STEP_FOLDER
 from components.manifest import Manifest, ManifestError
 from components.store import PendingUpload, StoredObject
 
-CHECKPOINT = "checkpoint"
-STEP_FOLDER = re.compile(r"step-(\d{8})")
 CHECKPOINT_FILE = re.compile(
     r"(model|ema|optimizer)\.safetensors|(config|state)\.json|optimizer/part-\d{5}-of-\d{5}\.safetensors|receipts/.+\.json"
 )
 TEMPORARY = re.compile(r"\.[^/]+\.[a-z0-9_]{8}")
-HISTORY, REPORT = "history.json", "report.json"
 
 
 class Retention(BaseModel):

@@ -17,6 +17,7 @@ from components import manifest, progress, video
 from components.caption import clean_caption
 from components.config import SamplingConfig
 from components.errors import KinoflowError
+from components.layout import CHECKPOINT
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.checkpoint import load_network, read_state
 from model.diffusion_config import DiffusionConfig
@@ -74,7 +75,7 @@ def load_bundle(checkpoint: str, data: str | None = None, *, use_ema: bool = Tru
         folder = Path(scratch) / "checkpoint"
         weights = "ema.safetensors" if use_ema else "model.safetensors"
         names = [weights, "config.json", "state.json"]
-        published = manifest.fetch(checkpoint, folder, names, kind="checkpoint")
+        published = manifest.fetch(checkpoint, folder, names, kind=CHECKPOINT)
         data = data or published.annotations.get("data")
         if not data:
             raise KinoflowError(f"{checkpoint} does not say which encoders it needs; name the data it was trained on.")

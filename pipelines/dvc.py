@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from components import store
+from components import layout, store
 from components.config import TrackingConfig
 from components.errors import KinoflowError
 from pipelines.config import RunConfig
@@ -62,7 +62,7 @@ def final_checkpoint(stage: str) -> str:
     Raises:
         KinoflowError: the stage has not ended.
     """
-    report = store.join(stage, "report.json")
+    report = store.join(stage, layout.REPORT)
     try:
         return str(json.loads(store.read_bytes(report))["checkpoint"])
     except store.ObjectMissing as error:

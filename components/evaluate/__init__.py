@@ -14,7 +14,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from components import manifest, progress, store, video
+from components import layout, manifest, progress, store, video
 from components.batches import BatchReader
 from components.config import EvaluateConfig, TrackingConfig
 from components.evaluate import truth
@@ -146,7 +146,7 @@ def _histories(checkpoint: str) -> dict[str, list[dict[str, float]]]:
     while here:
         stage_prefix, _, _ = here.rstrip("/").rpartition("/")
         try:
-            document = json.loads(store.read_bytes(store.join(stage_prefix, "report.json")))
+            document = json.loads(store.read_bytes(store.join(stage_prefix, layout.REPORT)))
         except store.ObjectMissing:
             break
         histories = {document["name"]: document.get("history", [])} | histories

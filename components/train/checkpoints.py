@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,19 +12,18 @@ from pydantic import JsonValue
 
 from components import manifest, store
 from components.config import TrainConfig
+from components.layout import CHECKPOINT, STEP_FOLDER, step_folder
 from components.manifest import Manifest, ManifestError
 from components.train.parts import wait_for_parts, write_part
 from model.checkpoint import TrainingState, checkpoint_files, load_checkpoint
 
 logger = logging.getLogger(__name__)
 
-KIND = "checkpoint"
-STEP_FOLDER = re.compile(r"step-(\d{8})")
+KIND = CHECKPOINT
 # Options that decide what is watched and kept, and by how many processes: not what is computed, but for rounding.
 BOOKKEEPING = {
-    "log_every", "checkpoint_every", "keep_checkpoints", "parallel", "sequence_parallel", "colossalai_plugin",
-    "gate", "grace_s", "hang_timeout_s",
-    "store_outage_s", "peak_flops_per_s", "read_ahead_bytes",
+    "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "parallel", "sequence_parallel",
+    "colossalai_plugin", "gate", "grace_s", "hang_timeout_s", "store_outage_s", "peak_flops_per_s", "read_ahead_bytes",
 }  # fmt: skip
 
 
@@ -56,7 +54,7 @@ class StageCheckpoints:
 
     def uri(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
-        return store.join(self.out, f"step-{step:08d}")
+        return store.join(self.out, step_folder(step))
 
     def publish(
         self, state: TrainingState, *, facts: Mapping[str, JsonValue], annotations: Mapping[str, str], attempt: int = 0
@@ -101,7 +99,7 @@ class StageCheckpoints:
             steps: look at these only; at all there are when absent.
         """
         for step in sorted(self._steps() if steps is None else steps, reverse=True):
-            folder = scratch / f"step-{step:08d}"
+            folder = scratch / step_folder(step)
             try:
                 if not self._is_ours(step):
                     logger.warning("%s is of another configuration, data or code: not used.", self.uri(step))

@@ -9,13 +9,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from components import store
+from components.layout import HISTORY, REPORT
 from model.handover import Handover
 from model.metrics import LogPoint, loss_ends
 from model.sentinel import LeftOut
 
 logger = logging.getLogger(__name__)
 
-REPORT, HISTORY = "report.json", "history.json"
 Cause = Literal["preempted", "killed", "hung", "fault"]
 
 

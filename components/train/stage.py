@@ -15,6 +15,7 @@ import torch
 from components import manifest, progress, store, weights
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
+from components.layout import REPORT
 from components.manifest import Manifest
 from components.tracking import Tracker, open_tracker
 from components.train.checkpoints import KIND, StageCheckpoints
@@ -23,7 +24,7 @@ from components.train.inputs import StageBatches, fill_network, load_kind
 from components.train.interruption import Interruption, Preempted, Watchdog
 from components.train.keeping import Keeper
 from components.train.outages import Patience
-from components.train.report import REPORT, Cause, History, Rollback, TrainReport, read_report, write_report
+from components.train.report import Cause, History, Rollback, TrainReport, read_report, write_report
 from model.batch import Batch
 from model.checkpoint import TrainingState, load_checkpoint
 from model.handover import Handover

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from rich.console import Console
 from rich.table import Table
 
-from components import manifest, store, tables
+from components import layout, manifest, store, tables
 from components.errors import KinoflowError
 from pipelines.config import RunConfig
 from pipelines.local.display import duration
@@ -88,7 +88,7 @@ def make_summary(
         manifest.fetch(store.join(root, "curate"), folder, ["clips.parquet"])
         sources = count_sources(tables.read(folder / "videos.parquet", tables.VIDEOS))
         clips = count_clips(tables.read(folder / "clips.parquet", tables.CLIPS))
-    reports = [_read_json(store.join(root, stage.name, "report.json")) for stage in config.stages]
+    reports = [_read_json(store.join(root, stage.name, layout.REPORT)) for stage in config.stages]
     stages = tuple(_stage_summary(report) for report in reports)
     run_ids = [stage.mlflow_run_id for stage in stages if stage.mlflow_run_id]
     return Summary(

@@ -1,0 +1,15 @@
+"""Names below the root of a run that more than one component knows."""
+
+import re
+
+CHECKPOINT = "checkpoint"
+"""Kind of a checkpoint's manifest."""
+STEP_FOLDER = re.compile(r"step-(\d{8})")
+"""Folder of a checkpoint below its stage."""
+HISTORY, REPORT = "history.json", "report.json"
+"""Beside a stage's checkpoints: what a running stage remembers, and what a finished one tells."""
+
+
+def step_folder(step: int) -> str:
+    """Name of the folder of that step's checkpoint."""
+    return f"step-{step:08d}"

@@ -204,6 +204,7 @@ class TrainConfig(Section):
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints of a running stage that are kept.")
+    keep_every: int | None = Field(None, ge=1, description="Checkpoints of steps that this divides are kept as well.")
     gate: PromotionGate | None = Field(None, description="Stops the chain of stages after a bad one; none when absent.")
     grace_s: float = Field(25.0, gt=0, description="From SIGTERM to the end of the process, saved or not.")
     hang_timeout_s: float | None = Field(

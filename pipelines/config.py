@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from components.config import (
     BucketConfig,
     CurateConfig,
+    Draws,
     EvaluateConfig,
     IngestConfig,
     OptimizerConfig,
@@ -59,6 +60,7 @@ class TrainingDefaults(Section):
     checkpoint_every: int = Field(500, ge=1)
     log_every: int = Field(10, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    keep_every: int | None = Field(None, ge=1)
     sentinel: SentinelConfig = SentinelConfig()
     read_ahead_bytes: int = Field(256 << 20, ge=1 << 20)
 
@@ -88,6 +90,8 @@ class RunConfig(Section):
     text_encoder_folder: str | None = None
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     crops_per_clip: int | None = 2
+    cost_group: int | None = Field(None, ge=1)
+    draws: Draws = "opensora-1.1"
     eval_batches_per_bucket: int = Field(2, ge=1)
     network: STDiT2Config = STDiT2Config()
     diffusion: DiffusionConfig = IDDPMConfig()
@@ -144,6 +148,8 @@ class RunConfig(Section):
             text_encoder=self.text_encoder,
             crops_per_clip=self.crops_per_clip,
             batches_per_step=self.training.batches_per_step,
+            cost_group=self.cost_group,
+            draws=self.draws,
             eval_batches_per_bucket=self.eval_batches_per_bucket,
         )
 

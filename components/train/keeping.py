@@ -10,11 +10,12 @@ from typing import Self
 from pydantic import JsonValue
 
 from components.config import TrainConfig
+from components.layout import HISTORY
 from components.manifest import Manifest
 from components.tracking import Tracker
 from components.train.checkpoints import StageCheckpoints
 from components.train.outages import Patience
-from components.train.report import HISTORY, History
+from components.train.report import History
 from components.train.saving import AsyncCheckpoints
 from model.checkpoint import TrainingState
 from model.parallel import Ranks
@@ -53,7 +54,9 @@ class Keeper:
         self._config, self._checkpoints, self._ranks = config, checkpoints, ranks
         self._history, self._tracker, self._patience = history, tracker, patience
         self._origin, self._attempt, self._clock = origin, attempt, clock
-        self._saver = AsyncCheckpoints(checkpoints, keep=config.keep_checkpoints, attempt=attempt)
+        self._saver = AsyncCheckpoints(
+            checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, attempt=attempt
+        )
         self._final: Manifest | None = None
 
     @property
@@ -106,7 +109,7 @@ class Keeper:
         self._history.write(self._checkpoints.out)
         self._final = self._checkpoints.publish(state, facts=facts, annotations=annotations, attempt=self._attempt)
         self._tell(state.progress.step)
-        self._checkpoints.prune(self._config.keep_checkpoints)
+        self._checkpoints.prune(self._config.keep_checkpoints, self._config.keep_every)
 
     def _told(self, state: TrainingState, timeout_s: float) -> tuple[dict[str, JsonValue], dict[str, str]]:
         """Facts and annotations of the manifest; brings the history up to date for it."""

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -37,9 +36,7 @@ class AsyncCheckpoints:
         attempt: the same number on all ranks of one launch, another one at the next; needed where ranks save shares.
 
     Attributes:
-        blocked_s: seconds that `save` and `wait` have held their caller up.
         last: manifest of the checkpoint published last; None on ranks that only write shares.
-        last_error: what went wrong with the last save, if anything.
     """
 
     def __init__(
@@ -48,9 +45,7 @@ class AsyncCheckpoints:
         self._checkpoints, self._keep, self._keep_every, self._attempt = checkpoints, keep, keep_every, attempt
         self._thread = ThreadPoolExecutor(1, "checkpoint", initializer=_step_back)
         self._running: Future[None] | None = None
-        self.blocked_s = 0.0
         self.last: Manifest | None = None
-        self.last_error: BaseException | None = None
 
     def save(
         self,
@@ -83,11 +78,7 @@ class AsyncCheckpoints:
         """
         running, self._running = self._running, None
         if running is not None:
-            began_s = time.perf_counter()
-            try:
-                running.result()
-            finally:
-                self.blocked_s += time.perf_counter() - began_s
+            running.result()
         return self.last
 
     def close(self) -> None:
@@ -121,7 +112,6 @@ class AsyncCheckpoints:
         beside: Mapping[str, bytes],
         then: Callable[[Manifest], None] | None,
     ) -> None:
-        self.last_error = None
         try:
             for name, data in beside.items():
                 store.write_bytes(store.join(self._checkpoints.out, name), data)
@@ -133,9 +123,6 @@ class AsyncCheckpoints:
             if then is not None:
                 then(published)
             self._checkpoints.prune(self._keep, self._keep_every)
-        except BaseException as error:
-            self.last_error = error
-            raise
         finally:
             state.release()
 

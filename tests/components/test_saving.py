@@ -83,18 +83,20 @@ def assert_equal(ours: TrainingState, theirs: TrainingState) -> None:
 
 
 def test_the_loop_goes_on_while_a_checkpoint_is_written(tmp_path):
-    checkpoints, gate, released = stage(tmp_path), Event(), []
+    checkpoints, gate, released, opened = stage(tmp_path), Event(), [], []
     states = [make_state(step) for step in (1, 2, 3)]
     for state in states:
         state.release = lambda step=state.progress.step: released.append(step)
     with AsyncCheckpoints(checkpoints, keep=2) as saver:
-        saver.save(states[0], {"x": 1}, {"y": "z"}, beside={"history.json": b"{}"}, then=lambda _: gate.wait(60))
-        assert saver.last_error is None  # it has come back while the first is still held at the gate
+        saver.save(
+            states[0], {"x": 1}, {"y": "z"}, beside={"history.json": b"{}"}, then=lambda _: opened.append(gate.wait(60))
+        )
         gate.set()
         saver.save(states[1], {}, {})
         saver.save(states[2], {}, {})
         published = saver.wait()
         assert published == manifest.load(checkpoints.uri(3)) == saver.last
+    assert opened == [True]  # the loop came back to open the gate while the first save was held at it
     assert set(released) == {1, 2, 3}
     assert store.read_bytes(f"{tmp_path}/history.json") == b"{}"
     (tmp_path / "history.json").unlink()
@@ -112,7 +114,6 @@ def test_what_goes_wrong_is_said_at_the_next_save(tmp_path):
     saver.save(make_state(1), {}, {})
     with pytest.raises(KinoflowError, match="Not a directory"):
         saver.save(make_state(2), {}, {})
-    assert isinstance(saver.last_error, KinoflowError)
     saver.close()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -18,6 +19,9 @@ from components.shards import Location, ShardIndex
 from model.batch import Batch
 
 logger = logging.getLogger(__name__)
+
+BATCHES_DESCRIBED_AT_ONCE = 32
+"""Looking up the rows of neighbours together takes little longer than those of one batch."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class BatchReader:
             indices: Taken lazily, by a thread.
         """
         self._is_scheduled = True
-        self._tensors.schedule(self._wanted(index) for index in indices)
+        self._tensors.schedule(self._coming(indices))
 
     def read(self, index: int) -> Batch:
         """The batch of that index.
@@ -108,7 +112,7 @@ class BatchReader:
                 logger.warning("Batch %d was scheduled, %d was asked for: no reading ahead.", scheduled[0].index, index)
                 self._tensors.schedule(())
             self._is_scheduled = False
-            rows, locations = self._wanted(index)
+            rows, locations = self._described(index, index + 1)[index]
             return rows.batch(self._tensors.get(locations))
         finally:
             self.wait_s += time.perf_counter() - began_s
@@ -117,10 +121,26 @@ class BatchReader:
         """Name of the batch's resolution, for example "240p"."""
         return self._plan.shape(index).resolution
 
-    def _wanted(self, index: int) -> tuple[_Rows, list[Location]]:
-        rows = self._plan.rows(index)
-        keys = [*rows["latent_key"], *rows["text_key"]]
-        return _Rows(index, self._plan.shape(index), rows["fps"].to_list()), self._shards.locations(keys)
+    def _coming(self, indices: Iterable[int]) -> Iterator[tuple[_Rows, list[Location]]]:
+        described: dict[int, tuple[_Rows, list[Location]]] = {}
+        for index in indices:
+            if index not in described:
+                described = self._described(index, index + BATCHES_DESCRIBED_AT_ONCE)
+            yield described[index]
+
+    def _described(self, first: int, end: int) -> dict[int, tuple[_Rows, list[Location]]]:
+        """What the plan says of batches first .. end - 1 as far as it goes, and where their tensors lie."""
+        shapes = {first: self._plan.shape(first)}
+        shapes |= {index: self._plan.shape(index) for index in range(first + 1, min(end, len(self._plan)))}
+        table = self._plan.table(first, end)
+        different = pl.concat([table["latent_key"], table["text_key"]]).unique(maintain_order=True).to_list()
+        location = dict(zip(different, self._shards.locations(different), strict=True))
+        described = {}
+        for (index,), rows in table.group_by("batch", maintain_order=True):
+            keys = [*rows["latent_key"], *rows["text_key"]]
+            batch = int(index)
+            described[batch] = _Rows(batch, shapes[batch], rows["fps"].to_list()), [location[key] for key in keys]
+        return described
 
 
 def pad_text(features: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -256,7 +257,10 @@ class ShardIndex:
             raise KinoflowError(
                 f"{self.root} holds no tensor {missing!r}: plan and shards are not of the same bucket output."
             )
-        return [self._location(key, row) for key, row in zip(keys, self.rows(numbers), strict=True)]
+        rows = self.rows(numbers)
+        columns = (rows[name].tolist() for name in ("shard", "offset", "size_bytes", "dtype", "num_dims", "shape"))
+        digests = (digest.tobytes() for digest in rows["sha256"])
+        return [self._location(key, *values) for key, *values in zip(keys, *columns, digests, strict=True)]
 
     def ends(self) -> dict[str, int]:
         """Size in bytes that each shard must have at least."""
@@ -264,17 +268,15 @@ class ShardIndex:
         np.maximum.at(sizes, self._columns["shard"], self._columns["offset"] + self._columns["size_bytes"])
         return dict(zip(self.shards, sizes.tolist(), strict=True))
 
-    def _location(self, key: str, row: np.void) -> Location:
-        shape = tuple(int(side) for side in row["shape"][: int(row["num_dims"])])
-        return Location(
-            key=key,
-            uri=store.join(self.root, store.safe_key(self.shards[int(row["shard"])])),
-            offset=int(row["offset"]),
-            size_bytes=int(row["size_bytes"]),
-            dtype=dtype_name(int(row["dtype"])),
-            shape=shape,
-            sha256=row["sha256"].tobytes(),
-        )
+    @cached_property
+    def _uris(self) -> list[str]:
+        return [store.join(self.root, store.safe_key(shard)) for shard in self.shards]
+
+    def _location(
+        self, key: str, shard: int, offset: int, size: int, dtype: int, num_dims: int, shape: list[int], sha256: bytes
+    ) -> Location:
+        sides = tuple(shape[:num_dims])
+        return Location(key, self._uris[shard], offset, size, dtype_name(dtype), sides, sha256)
 
 
 def write_locations(path: Path, rows: Rows, shards: Sequence[str]) -> None:

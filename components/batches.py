@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -65,7 +66,8 @@ class BatchReader:
         self._plan = plan
         self._shards = shards
         self._tensors: TensorReader[_Rows] = TensorReader(ahead_bytes)
-        self._is_scheduled = False
+        self._assembler = ThreadPoolExecutor(1, thread_name_prefix="kinoflow-batch")
+        self._next: Future[tuple[int, Batch] | None] | None = None
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -83,6 +85,8 @@ class BatchReader:
 
     def close(self) -> None:
         """End reading ahead and let go of every tensor."""
+        self._settle()
+        self._assembler.shutdown()
         self._tensors.close()
 
     def schedule(self, indices: Iterable[int]) -> None:
@@ -94,8 +98,9 @@ class BatchReader:
         Args:
             indices: Taken lazily, by a thread.
         """
-        self._is_scheduled = True
+        self._settle()
         self._tensors.schedule(self._coming(indices))
+        self._next = self._assembler.submit(self._assemble)
 
     def read(self, index: int) -> Batch:
         """The batch of that index.
@@ -105,13 +110,14 @@ class BatchReader:
         """
         began_s = time.perf_counter()
         try:
-            scheduled = self._tensors.next() if self._is_scheduled else None
-            if scheduled is not None and scheduled[0].index == index:
-                return scheduled[0].batch(scheduled[1])
+            scheduled = self._next.result() if self._next is not None else None
+            if scheduled is not None and scheduled[0] == index:
+                self._next = self._assembler.submit(self._assemble)
+                return scheduled[1]
+            self._next = None
             if scheduled is not None:
-                logger.warning("Batch %d was scheduled, %d was asked for: no reading ahead.", scheduled[0].index, index)
+                logger.warning("Batch %d was scheduled, %d was asked for: no reading ahead.", scheduled[0], index)
                 self._tensors.schedule(())
-            self._is_scheduled = False
             rows, locations = self._described(index, index + 1)[index]
             return rows.batch(self._tensors.get(locations))
         finally:
@@ -121,11 +127,24 @@ class BatchReader:
         """Name of the batch's resolution, for example "240p"."""
         return self._plan.shape(index).resolution
 
+    def _assemble(self) -> tuple[int, Batch] | None:
+        """The next scheduled batch and its index, made while its reader is busy with the one before."""
+        scheduled = self._tensors.next()
+        return None if scheduled is None else (scheduled[0].index, scheduled[0].batch(scheduled[1]))
+
+    def _settle(self) -> None:
+        """Wait for the batch that is being made; nobody wants it or its error any more."""
+        if self._next is not None:
+            wait([self._next])
+            self._next = None
+
     def _coming(self, indices: Iterable[int]) -> Iterator[tuple[_Rows, list[Location]]]:
         described: dict[int, tuple[_Rows, list[Location]]] = {}
+        at_once = 1  # the first batch is waited for
         for index in indices:
             if index not in described:
-                described = self._described(index, index + BATCHES_DESCRIBED_AT_ONCE)
+                described = self._described(index, index + at_once)
+                at_once = min(2 * at_once, BATCHES_DESCRIBED_AT_ONCE)
             yield described[index]
 
     def _described(self, first: int, end: int) -> dict[int, tuple[_Rows, list[Location]]]:

@@ -227,6 +227,7 @@ class Stage:
             self.watchdog,
         ):
             task.update(trainer.step)
+            reader.schedule(trainer.coming_batches())
             peak = self._peak_flops_per_s()
 
             def log(point: LogPoint) -> None:
@@ -234,7 +235,7 @@ class Stage:
                 self.tracker.log_metrics(point.rates(peak, self.ranks.world_size), point.step)
                 task.update(point.step, f"loss {point.loss:.4f}")
 
-            order_changed = True
+            order_changed = False
 
             def read(index: int) -> Batch:
                 nonlocal order_changed

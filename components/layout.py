@@ -6,8 +6,9 @@ CHECKPOINT = "checkpoint"
 """Kind of a checkpoint's manifest."""
 STEP_FOLDER = re.compile(r"step-(\d{8})")
 """Folder of a checkpoint below its stage."""
-HISTORY, REPORT = "history.json", "report.json"
-"""Beside a stage's checkpoints: what a running stage remembers, and what a finished one tells."""
+HISTORY, REPORT, SET_ASIDE = "history.json", "report.json", "set-aside.json"
+"""Beside a stage's checkpoints: what a running stage remembers, what a finished one tells, digests of checkpoints that
+training went back behind."""
 
 
 def step_folder(step: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Collection, Mapping
@@ -12,7 +13,8 @@ from pydantic import JsonValue
 
 from components import manifest, store
 from components.config import TrainConfig
-from components.layout import CHECKPOINT, STEP_FOLDER, step_folder
+from components.errors import KinoflowError
+from components.layout import CHECKPOINT, SET_ASIDE, STEP_FOLDER, step_folder
 from components.manifest import Manifest, ManifestError
 from components.train.parts import wait_for_parts, write_part
 from model.checkpoint import TrainingState, checkpoint_files, load_checkpoint
@@ -73,7 +75,7 @@ class StageCheckpoints:
         if state.part is not None and state.part.index > 0:
             write_part(uri, state, attempt)
             return None
-        return manifest.publish_files(
+        published = manifest.publish_files(
             uri,
             KIND,
             {n: store.BytesContent(c) if isinstance(c, bytes) else c for n, c in checkpoint_files(state).items()},
@@ -83,6 +85,10 @@ class StageCheckpoints:
             annotations=annotations,
             others=lambda: wait_for_parts(uri, state, attempt),
         )
+        self._write_set_aside(
+            self._set_aside() - {published.digest}
+        )  # the fault was a passing one: the same state again
+        return published
 
     def complete(self, step: int) -> Manifest | None:
         """The manifest of that step's checkpoint if it is this stage's and all its files are there."""
@@ -92,17 +98,20 @@ class StageCheckpoints:
         """The newest checkpoint of this stage whose every byte is as published.
 
         A damaged one is passed over with a warning that names the file, and so is one without a manifest, which was
-        being written when training stopped.
+        being written when training stopped. One that training went back behind is not looked at.
 
         Args:
             scratch: local folder to copy it into.
             steps: look at these only; at all there are when absent.
         """
+        set_aside = self._set_aside()
         for step in sorted(self._steps() if steps is None else steps, reverse=True):
             folder = scratch / step_folder(step)
             try:
                 if not self._is_ours(step):
                     logger.warning("%s is of another configuration, data or code: not used.", self.uri(step))
+                    continue
+                if manifest.load(self.uri(step)).digest in set_aside:
                     continue
                 manifest.fetch(self.uri(step), folder, kind=KIND)
                 return step, load_checkpoint(folder)
@@ -118,27 +127,48 @@ class StageCheckpoints:
             keep: the newest whole ones that stay.
             keep_every: those of steps that this divides stay as well.
 
-        What something was made from (`manifest.pin`) stays, and so does everything when nothing newer is whole.
+        What something was made from (`manifest.pin`) stays, and so does everything when nothing newer is whole. What
+        was set aside goes once training has come past it again.
         """
+        set_aside = self._set_aside()
         ours = [step for step in sorted(self._steps()) if self._seems_ours(step)]
-        whole = [step for step in ours if self.complete(step) is not None]
-        for step in [step for step in ours if whole and step < whole[-keep:][0]]:
-            uri = self.uri(step)
-            if (keep_every and step % keep_every == 0) or manifest.is_pinned(uri):
-                continue
-            self._delete(step)
+        whole = [step for step in ours if (found := self.complete(step)) is not None and found.digest not in set_aside]
+        if not whole:
+            return
+        kept = set(whole[-keep:]) | {step for step in whole if keep_every and step % keep_every == 0}
+        for step in ours:
+            if step < whole[-1] and step not in kept and not manifest.is_pinned(self.uri(step)):
+                self._delete(step)
 
     def before(self, step: int, scratch: Path) -> tuple[int, TrainingState] | None:
-        """The newest good checkpoint of at most that step, or else the oldest good one; later ones are deleted."""
+        """The newest good checkpoint of at most that step, or else the oldest good one.
+
+        Later ones are set aside: they stay as they are, but no attempt goes on from them.
+        """
         ours = sorted(other for other in self._steps() if self._seems_ours(other))
         earlier = [other for other in ours if other <= step]
         found = self.newest_good(scratch, earlier)
         for later in ours[len(earlier) :]:
             found = found or self.newest_good(scratch, [later])
-        for other in reversed(ours):
-            if found is None or other > found[0]:
-                self._delete(other)
+        digests = {manifest.load(self.uri(other)).digest for other in ours if found is None or other > found[0]}
+        self._write_set_aside(self._set_aside() | digests)
         return found
+
+    def _set_aside(self) -> frozenset[str]:
+        """Digests of checkpoints that training went back behind; what comes to their places later has other ones."""
+        uri = store.join(self.out, SET_ASIDE)
+        try:
+            return frozenset(json.loads(store.read_bytes(uri)))
+        except store.ObjectMissing:
+            return frozenset()
+        except (ValueError, TypeError) as error:
+            raise KinoflowError(
+                f"{uri} is damaged ({error}); delete it and the checkpoints not to go on from."
+            ) from error
+
+    def _write_set_aside(self, digests: frozenset[str]) -> None:
+        if digests != self._set_aside():
+            store.write_bytes(store.join(self.out, SET_ASIDE), json.dumps(sorted(digests), indent=1).encode())
 
     def _delete(self, step: int) -> None:
         uri = self.uri(step)

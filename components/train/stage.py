@@ -288,7 +288,7 @@ class Stage:
     def _go_back(self, trainer: Trainer, batches: StageBatches, left_out: LeftOut, scratch: Path) -> TrainingState:
         """An earlier state of this stage; what is left out and why is written down first.
 
-        Checkpoints after it are deleted before anything else, so that a process killed here goes on before the fault.
+        Checkpoints after it are set aside before anything else, so that a process killed here goes on before the fault.
         """
         folder = scratch / f"back-{len(trainer.left_out)}"
         found = self.checkpoints.before(left_out.first_step, folder) if self.ranks.is_first else None

@@ -68,7 +68,7 @@ def publish(checkpoints: StageCheckpoints, *steps: int) -> None:
 
 def steps_of(checkpoints: StageCheckpoints) -> list[int]:
     folders = {item.key.split("/")[0] for item in store.list_objects(checkpoints.out)}
-    return sorted(int(folder.removeprefix("step-")) for folder in folders)
+    return sorted(int(folder.removeprefix("step-")) for folder in folders if folder.startswith("step-"))
 
 
 def assert_equal(ours: TrainingState, theirs: TrainingState) -> None:
@@ -248,3 +248,21 @@ def test_a_damaged_checkpoint_does_not_count_as_kept(tmp_path):
     (Path(checkpoints.uri(2)) / "model.safetensors").unlink()
     checkpoints.prune(1)
     assert steps_of(checkpoints) == [2, 3]
+
+
+def test_what_training_went_back_behind_stays_but_is_not_gone_on_from(tmp_path):
+    checkpoints = stage(tmp_path)
+    publish(checkpoints, 2, 4, 6)
+    found = checkpoints.before(3, tmp_path / "scratch")
+    assert found is not None and found[0] == 2 == checkpoints.newest_good(tmp_path / "scratch")[0]
+    assert steps_of(checkpoints) == [2, 4, 6]
+    assert not manifest.verify(checkpoints.uri(6))
+    checkpoints.prune(keep=1)
+    assert steps_of(checkpoints) == [2, 4, 6]  # nothing newer than step 2 counts yet
+    publish(checkpoints, 4)  # come past it again
+    assert checkpoints.newest_good(tmp_path / "scratch")[0] == 4
+    checkpoints.prune(keep=1)
+    assert steps_of(checkpoints) == [4, 6]
+    (tmp_path / "set-aside.json").write_text("{")
+    with pytest.raises(KinoflowError, match=r"set-aside.json is damaged .* delete it and the checkpoints not to go on"):
+        checkpoints.newest_good(tmp_path / "scratch")

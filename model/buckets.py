@@ -5,14 +5,14 @@ keeps a clip at a resolution with a probability and otherwise offers it to the n
 `default_rng(seed + pair index).random()`, so a choice depends on nothing but the clip's seed and the table.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from model.aspect import RESOLUTIONS, CustomResolution, Resolution, nearest_aspect
 from model.pcg64 import first_uniform
@@ -43,11 +43,21 @@ class Bucket(NamedTuple):
     batch_size: int | None
 
 
+def _quoted(key: object) -> object:
+    if isinstance(key, int | float):
+        raise ValueError(f'aspect {key} is read as a number; write the key in quotes, as in "0.67"')
+    return key
+
+
+AspectKey = Annotated[str, BeforeValidator(_quoted)]
+
+
 class BucketTable(BaseModel):
     """The buckets of a training stage: {resolution: {num_frames: (keep_prob, batch_size)}}.
 
     One frame is the image bucket. (0.0, null) is a barrier: nothing is kept there, and longer videos do not fall back
-    to fewer frames at that resolution.
+    to fewer frames at that resolution. All aspects of a (resolution, num_frames) share its batch size, but for those in
+    `batch_sizes`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,6 +68,11 @@ class BucketTable(BaseModel):
     frame_interval: int = Field(default=3, ge=1, description="Source frames per frame that the network sees.")
     custom_resolutions: dict[str, CustomResolution] = Field(
         default_factory=dict, description="Further resolution names, each with its own (height, width) sizes."
+    )
+    batch_sizes: dict[str, dict[int, dict[AspectKey, int]]] = Field(
+        default_factory=dict,
+        exclude_if=lambda exceptions: not exceptions,  # digests of tables without any stay what they were
+        description='Exceptions: resolution name -> frame count -> aspect key (in quotes: "0.67") -> clips per batch.',
     )
 
     @field_validator("custom_resolutions")
@@ -80,6 +95,23 @@ class BucketTable(BaseModel):
                 _check_entry(f"bucket {name} x {num_frames} frames", num_frames, keep_prob, batch_size)
         return self
 
+    @model_validator(mode="after")
+    def _check_exceptions(self) -> "BucketTable":
+        sizes = {resolution.name: resolution.sizes for resolution in self.resolutions}
+        for name, frame_counts in self.batch_sizes.items():
+            if name not in sizes:
+                raise ValueError(f'batch_sizes: no resolution "{name}" in the bucket table; it has {_listed(sizes)}')
+            for num_frames, of_aspects in frame_counts.items():
+                where = f"batch_sizes: {name} x {num_frames} frames"
+                if num_frames not in self.buckets[name]:
+                    raise ValueError(f"{where} is no bucket; the table has {_listed(self.buckets[name])} frames there")
+                for aspect, batch_size in of_aspects.items():
+                    if aspect not in sizes[name]:
+                        raise ValueError(f'{where} has no aspect "{aspect}"; it has {_listed(sizes[name])}')
+                    if batch_size < 1:
+                        raise ValueError(f'{where}, aspect "{aspect}": batch size {batch_size} must be at least 1')
+        return self
+
     @cached_property
     def resolutions(self) -> tuple[Resolution, ...]:
         """The table's resolutions by descending nominal pixel count, the order in which a clip is offered to them."""
@@ -96,11 +128,13 @@ class BucketTable(BaseModel):
     def triples(self) -> tuple[Bucket, ...]:
         """Every bucket, in the order of `pairs` and, within one, of the resolution's aspect table."""
         sizes = {resolution.name: resolution.sizes for resolution in self.resolutions}
-        return tuple(
-            Bucket(name, num_frames, aspect, height, width, *self.buckets[name][num_frames])
-            for name, num_frames in self.pairs
-            for aspect, (height, width) in sizes[name].items()
-        )
+        found = []
+        for name, num_frames in self.pairs:
+            keep_prob, batch_size = self.buckets[name][num_frames]
+            own = self.batch_sizes.get(name, {}).get(num_frames, {})
+            for aspect, size in sizes[name].items():
+                found.append(Bucket(name, num_frames, aspect, *size, keep_prob, own.get(aspect, batch_size)))
+        return tuple(found)
 
     @property
     def num_buckets(self) -> int:
@@ -114,6 +148,10 @@ class BucketTable(BaseModel):
             (num_rows,) int64.
         """
         return seed + epoch + np.arange(num_rows, dtype=np.int64) * self.num_buckets
+
+
+def _listed(keys: Iterable[object]) -> str:
+    return ", ".join(str(key) for key in keys)
 
 
 def _check_entry(where: str, num_frames: int, keep_prob: float, batch_size: int | None) -> None:

@@ -177,7 +177,7 @@ class CostModel:
 
 
 def pair_of(bucket: Bucket) -> Pair:
-    """What a batch size belongs to: (resolution, num_frames), whatever the aspect."""
+    """What a line of costs belongs to: (resolution, num_frames), whatever the aspect."""
     return bucket.resolution, bucket.num_frames
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from model.batch import Batch
-from model.batch_sizes import kept_buckets, listed_sizes, squarest
+from model.batch_sizes import kept_buckets, listed_sizes, outermost
 from model.buckets import Bucket, BucketTable
 from model.cost import Measurement, Workload
 from model.diffusion_config import DiffusionConfig
@@ -44,13 +44,11 @@ def small_cases(table: BucketTable) -> list[Case]:
     """
     listed = listed_sizes(table)
     cases = []
-    for pair, buckets in kept_buckets(table).items():
-        small = max(1, listed[pair] // 4)
-        large = max(small + 1, listed[pair] // 2)
-        square, most = squarest(buckets), max(buckets, key=lambda b: b.height * b.width)
-        cases += [Case(square, small), Case(square, large)]
-        if most.height * most.width > 1.1 * square.height * square.width:
-            cases.append(Case(most, large))
+    for buckets in kept_buckets(table).values():
+        square, *longest = outermost(buckets)
+        small = max(1, listed[square] // 4)
+        large = max(small + 1, listed[square] // 2)
+        cases += [Case(square, small), *(Case(bucket, large) for bucket in (square, *longest))]
     return cases
 
 

@@ -18,8 +18,9 @@ from model.batch_sizes import (
     kept_buckets,
     listed_sizes,
     max_over_mean,
-    squarest,
+    outermost,
     step_seconds,
+    table_entries,
 )
 from model.buckets import Bucket
 from model.cost import (
@@ -28,12 +29,10 @@ from model.cost import (
     GPUS,
     CostModel,
     Line,
-    Pair,
     Workload,
     analytic_costs,
     checkpoint_bytes,
     fit_costs,
-    pair_of,
 )
 from model.geometry import latent_size
 from pipelines.config import RunConfig, StageConfig, preset_values
@@ -88,34 +87,31 @@ class StagePlan:
 
     stage: StageConfig
     cost: CostModel
-    listed: Mapping[Pair, int]
+    listed: Mapping[Bucket, int]
     choice: Choice
     worst_error: float | None = None
 
-    def steps(self, sizes: Mapping[Pair, int]) -> dict[Bucket, float]:
+    def steps(self, sizes: Mapping[Bucket, int]) -> dict[Bucket, float]:
         """Step cost of every bucket."""
-        return step_seconds(self.cost, self.stage.buckets, sizes)
+        return step_seconds(self.cost, sizes)
 
-    def mean_step(self, sizes: Mapping[Pair, int]) -> float:
+    def mean_step(self, sizes: Mapping[Bucket, int]) -> float:
         """Mean step cost, every bucket alike."""
         return statistics.fmean(self.steps(sizes).values())
 
-    def imbalance(self, sizes: Mapping[Pair, int]) -> float:
+    def imbalance(self, sizes: Mapping[Bucket, int]) -> float:
         """Longest over mean step."""
         return max_over_mean(self.steps(sizes).values())
 
-    def samples(self, sizes: Mapping[Pair, int], gpus: int) -> float:
-        """Samples seen in the whole stage, every (resolution, num_frames) giving equally many batches."""
+    def samples(self, sizes: Mapping[Bucket, int], gpus: int) -> float:
+        """Samples seen in the whole stage, every bucket giving equally many batches."""
         return statistics.fmean(sizes.values()) * self.stage.steps * gpus
 
     def latent_bytes(self) -> float:
         """Mean size of one stored latent."""
         channels = self.cost.workload.network.in_channels
-        sizes = [
-            math.prod(latent_size(b.num_frames, b.height, b.width)) * self.listed[pair_of(b)]
-            for b in (squarest(group) for group in kept_buckets(self.stage.buckets).values())
-        ]
-        return BYTES_PER_VALUE * channels * sum(sizes) / sum(self.listed.values())
+        values = sum(math.prod(latent_size(b.num_frames, b.height, b.width)) * n for b, n in self.listed.items())
+        return BYTES_PER_VALUE * channels * values / sum(self.listed.values())
 
 
 @dataclass(frozen=True)
@@ -133,7 +129,7 @@ class RunPlan:
     in_seconds: bool
     stages: tuple[StagePlan, ...]
 
-    def gpu_hours(self, stage: StagePlan, sizes: Mapping[Pair, int]) -> float:
+    def gpu_hours(self, stage: StagePlan, sizes: Mapping[Bucket, int]) -> float:
         """Device hours of a stage if ranks never wait for each other."""
         return stage.mean_step(sizes) * stage.stage.steps * self.options.gpus / 3600
 
@@ -237,8 +233,8 @@ def _probed_plan(config: RunConfig, options: PlanOptions, say: Say) -> RunPlan:
         say(f"{stage.name}: probing {len(cases)} small batches")
         measured = measure(trainer, cases, workload)
         planned = _plan_stage(stage, fit_costs(workload, measured), options, memory)
-        groups = kept_buckets(stage.buckets)
-        chosen = [Case(squarest(group), planned.choice.batch_sizes[pair]) for pair, group in groups.items()]
+        shapes = [bucket for group in kept_buckets(stage.buckets).values() for bucket in outermost(group)]
+        chosen = [Case(bucket, planned.choice.batch_sizes[bucket]) for bucket in shapes]
         say(f"{stage.name}: probing the {len(chosen)} planned ones")
         again = measure(trainer, chosen, workload)
         errors = [abs(planned.cost.seconds(m.bucket, m.batch_size) / m.seconds - 1) for m in again if m.fits]
@@ -263,9 +259,13 @@ def planned_preset(values: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
     changed: dict[str, Any] = yaml.safe_load(_yaml(values))
     changed["preset"] = f"{plan.config.preset}-planned"
     for entry, stage in zip(changed["stages"], plan.stages, strict=True):
-        table = entry["buckets"]["buckets"]
-        for (resolution, num_frames), size in stage.choice.batch_sizes.items():
-            table[resolution][num_frames] = [table[resolution][num_frames][0], size]
+        table = entry["buckets"]
+        shared, exceptions = table_entries(stage.choice.batch_sizes)
+        for (resolution, num_frames), size in shared.items():
+            table["buckets"][resolution][num_frames] = [table["buckets"][resolution][num_frames][0], size]
+        table.pop("batch_sizes", None)
+        if exceptions:
+            table["batch_sizes"] = exceptions
     return changed
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from model.batch_sizes import kept_buckets, squarest
-from model.cost import GIB, Pair, pair_of
+from model.buckets import Bucket
+from model.cost import GIB, pair_of
 from pipelines.plan import RunPlan, StagePlan
 
 
 def print_plan(plan: RunPlan, console: Console) -> None:
     """Everything about a plan.
 
-    `share` is a bucket's part of the stage's time if every bucket gave equally many batches; how many it really gives
-    depends on the clips. The schedule rests on the same mean.
+    A row is a (resolution, num_frames): size and tokens are those of its squarest aspect, batch sizes the range over
+    its aspects, costs the mean over them, memory the most of any. `share` is its part of the stage's time if every
+    bucket gave equally many batches; how many they really give depends on the clips. The schedule rests on the same
+    mean.
     """
     config = plan.config
     console.print(f"[b]{config.preset}[/]: {config.description}")
@@ -28,7 +31,7 @@ def print_plan(plan: RunPlan, console: Console) -> None:
         console.print(f"imbalance (longest over mean step): {listed:.2f} listed, {planned:.2f} planned")
         if stage.worst_error is not None:
             console.print(f"predictions from the small batches were within {stage.worst_error:.0%} of the planned ones")
-        for resolution, num_frames in stage.choice.bound_by_memory:
+        for resolution, num_frames in dict.fromkeys(pair_of(bucket) for bucket in stage.choice.bound_by_memory):
             console.print(f"{resolution} x {num_frames}: no more fits into the memory")
     console.print()
     console.print(_schedule_table(plan))
@@ -46,7 +49,8 @@ def _stage_table(plan: RunPlan, stage: StagePlan) -> Table:
     )  # fmt: skip
     sizes = stage.choice.batch_sizes
     groups = kept_buckets(stage.stage.buckets)
-    total = sum(stage.cost.seconds(squarest(group), sizes[pair]) for pair, group in groups.items())
+    listed_steps, steps = stage.steps(stage.listed), stage.steps(sizes)
+    total = sum(steps.values())
     for resolution, num_frames in stage.stage.buckets.pairs:
         keep_prob, _ = stage.stage.buckets.buckets[resolution][num_frames]
         group = groups.get((resolution, num_frames))
@@ -54,15 +58,21 @@ def _stage_table(plan: RunPlan, stage: StagePlan) -> Table:
             table.add_row(resolution, str(num_frames), "", f"{keep_prob:g}", "-", "", "", "", "", "", "barrier")
             continue
         bucket = squarest(group)
-        listed, planned = stage.listed[pair_of(bucket)], sizes[pair_of(bucket)]
-        seconds = stage.cost.seconds(bucket, planned)
-        memory = max(stage.cost.peak_bytes(other, planned) for other in group) / GIB
+        listed_s, seconds = (sum(costs[other] for other in group) for costs in (listed_steps, steps))
+        memory = max(stage.cost.peak_bytes(other, sizes[other]) for other in group) / GIB
         table.add_row(
-            resolution, str(num_frames), f"{bucket.height}x{bucket.width}", f"{keep_prob:g}", str(listed),
-            str(stage.cost.workload.tokens(bucket)), str(planned), f"{stage.cost.seconds(bucket, listed):.3g}",
-            f"{seconds:.3g}", f"{memory:.3g}" if plan.in_seconds else "", f"{seconds / total:.1%}",
+            resolution, str(num_frames), f"{bucket.height}x{bucket.width}", f"{keep_prob:g}",
+            _range(stage.listed, group), str(stage.cost.workload.tokens(bucket)), _range(sizes, group),
+            f"{listed_s / len(group):.3g}", f"{seconds / len(group):.3g}",
+            f"{memory:.3g}" if plan.in_seconds else "", f"{seconds / total:.1%}",
         )  # fmt: skip
     return table
+
+
+def _range(sizes: Mapping[Bucket, int], group: Sequence[Bucket]) -> str:
+    """The batch sizes of some buckets: "8", or "5-8" where they differ."""
+    least, most = min(sizes[bucket] for bucket in group), max(sizes[bucket] for bucket in group)
+    return str(least) if least == most else f"{least}-{most}"
 
 
 def _schedule_table(plan: RunPlan) -> Table:
@@ -86,11 +96,11 @@ def _schedule_table(plan: RunPlan) -> Table:
     return table
 
 
-def _both(stage: StagePlan) -> dict[str, Mapping[Pair, int]]:
+def _both(stage: StagePlan) -> dict[str, Mapping[Bucket, int]]:
     return {"listed": stage.listed, "planned": stage.choice.batch_sizes}
 
 
-def _amounts(plan: RunPlan, parts: list[tuple[StagePlan, Mapping[Pair, int]]]) -> list[str]:
+def _amounts(plan: RunPlan, parts: list[tuple[StagePlan, Mapping[Bucket, int]]]) -> list[str]:
     """Mean step, GPU-hours, the same if ranks with different buckets wait for the longest, and their price."""
     steps = sum(stage.stage.steps for stage, _ in parts)
     work = sum(stage.mean_step(sizes) * stage.stage.steps for stage, sizes in parts)

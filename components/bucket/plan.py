@@ -218,7 +218,10 @@ def _certain(table: BucketTable, resolutions: Collection[str]) -> BucketTable:
         if name in resolutions
     }
     return BucketTable(
-        buckets=buckets, frame_interval=table.frame_interval, custom_resolutions=table.custom_resolutions
+        buckets=buckets,
+        frame_interval=table.frame_interval,
+        custom_resolutions=table.custom_resolutions,
+        batch_sizes={name: own for name, own in table.batch_sizes.items() if name in resolutions},
     )
 
 

@@ -72,7 +72,7 @@ def always_kept(table: BucketTable) -> BucketTable:
         name: {frames: (float(keep > 0), size) for frames, (keep, size) in entries.items()}
         for name, entries in table.buckets.items()
     }
-    return BucketTable(buckets=buckets, frame_interval=table.frame_interval)
+    return BucketTable(buckets=buckets, frame_interval=table.frame_interval, batch_sizes=table.batch_sizes)
 
 
 def random_clips(rows: int) -> np.ndarray:

@@ -11,8 +11,9 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 
-from model.batch_sizes import choose_batch_sizes, kept_buckets, listed_sizes, max_over_mean
-from model.cost import CostModel, Measurement, Pair, Workload, fit_costs
+from model.batch_sizes import choose_batch_sizes, listed_sizes, max_over_mean
+from model.buckets import Bucket
+from model.cost import CostModel, Measurement, Workload, fit_costs
 from model.probe import Case, measure, probe_trainer, small_cases
 from pipelines.config import RunConfig, StageConfig, load_run_config
 from tests.benchmarks.measuring import Figure, Settings
@@ -38,24 +39,26 @@ def measure_stage(config: RunConfig, stage: StageConfig, settings: Settings) -> 
     probed = measure(trainer, small_cases(stage.buckets), workload, rounds=settings.rounds, clock=clock)
     cost = fit_costs(workload, probed)
     first = choose_batch_sizes(cost, stage.buckets)
-    groups = kept_buckets(stage.buckets)
+    again = measure(trainer, _cases(first.batch_sizes), workload, rounds=settings.rounds, clock=clock)
+    planned = choose_batch_sizes(fit_costs(workload, [*probed, *again]), stage.buckets)
     listed = listed_sizes(stage.buckets)
-
-    def of_all(sizes: Mapping[Pair, int]) -> list[Case]:
-        return [Case(bucket, sizes[pair]) for pair, group in groups.items() for bucket in group]
-
-    again = measure(trainer, of_all(first.batch_sizes), workload, rounds=settings.rounds, clock=clock)
-    planned = choose_batch_sizes(fit_costs(workload, [*probed, *again]), stage.buckets).batch_sizes
-    cases = [*of_all(listed), *of_all(planned)]
+    cases = [*_cases(listed), *_cases(planned.batch_sizes)]
     measured = measure(trainer, cases, workload, rounds=settings.rounds, clock=clock)
-    half = len(measured) // 2
-    before, after = measured[:half], measured[half:]
-    sizes = ", ".join(f"{name} x {frames}: {listed[name, frames]} -> {n}" for (name, frames), n in planned.items())
+    before, after = measured[: len(listed)], measured[len(listed) :]
+    sizes = ", ".join(
+        f"{bucket.num_frames} x {bucket.height} x {bucket.width}: {listed[bucket]} -> {size}"
+        for bucket, size in planned.batch_sizes.items()
+    )
     return [
         _imbalance(f"{stage.name}: longest over mean step, listed", before),
         _imbalance(f"{stage.name}: longest over mean step, planned ({sizes})", after),
+        Figure(f"{stage.name}: longest over mean step, planned, as predicted", planned.imbalance),
         *prediction_errors(stage.name, cost, again),
     ]
+
+
+def _cases(sizes: Mapping[Bucket, int]) -> list[Case]:
+    return [Case(bucket, size) for bucket, size in sizes.items()]
 
 
 def _imbalance(name: str, measured: Sequence[Measurement]) -> Figure:

@@ -189,6 +189,10 @@ def test_two_hundred_thousand_rows_per_second() -> None:
     assert len(seeds) / (time.process_time() - start_s) > 200_000
 
 
+def with_exceptions(batch_sizes: object) -> dict[str, Any]:
+    return {"buckets": {"144p": {1: (1.0, 8), 16: (1.0, 4)}}, "batch_sizes": batch_sizes}
+
+
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
@@ -202,6 +206,14 @@ def test_two_hundred_thousand_rows_per_second() -> None:
         ({"buckets": {"144p": {}}}, "the bucket table is empty"),
         ({"buckets": {"144p": {1: (1.0, 1)}}, "frame_interval": 0}, "greater than or equal to 1"),
         ({"buckets": {"144p": {1: (1.0, 1)}}, "custom_resolutions": {"144p": [(8, 8)]}}, "name of a built-in one"),
+        (
+            with_exceptions({"256": {1: {"1.0": 2}}}),
+            'batch_sizes: no resolution "256" in the bucket table; it has 144p',
+        ),
+        (with_exceptions({"144p": {8: {"1.00": 2}}}), "144p x 8 frames is no bucket; the table has 1, 16 frames there"),
+        (with_exceptions({"144p": {16: {"1.0": 2}}}), '144p x 16 frames has no aspect "1.0"; it has 0.38, .*, 1.00, '),
+        (with_exceptions({"144p": {16: {"1.00": 0}}}), 'aspect "1.00": batch size 0 must be at least 1'),
+        (with_exceptions({"144p": {16: {1.5: 2}}}), "aspect 1.5 is read as a number; write the key in quotes"),
     ],
 )
 def test_a_wrong_table_is_refused_with_a_sentence(config: dict[str, Any], sentence: str) -> None:
@@ -229,3 +241,22 @@ def test_table_survives_json_and_describes_itself() -> None:
     )
     assert BucketTable.model_validate_json(table.model_dump_json()) == table
     assert describe_buckets(table) == "tiny x 8 frames, tiny x 1 frame"
+
+
+def test_an_aspect_may_have_its_own_batch_size() -> None:
+    config: dict[str, Any] = {
+        "buckets": {"tiny": {1: (1.0, 8), 8: (0.5, 4), 16: (0.0, None)}},
+        "custom_resolutions": {"tiny": [(32, 32), (32, 48), (48, 32)]},
+    }
+    plain = BucketTable.model_validate(config)
+    table = BucketTable.model_validate({**config, "batch_sizes": {"tiny": {8: {"0.67": 3}}}})
+    sizes = {(b.num_frames, b.aspect): b.batch_size for b in table.triples}
+    shared = {(b.num_frames, b.aspect): b.batch_size for b in plain.triples}
+    assert sizes == {**shared, (8, "0.67"): 3} != shared
+    assert BucketTable.model_validate_json(table.model_dump_json()) == table != plain
+
+
+def test_a_table_without_exceptions_is_dumped_as_if_there_were_no_such_field() -> None:
+    table = BucketTable(buckets={"144p": {1: (1.0, 1)}})
+    assert list(table.model_dump()) == ["buckets", "frame_interval", "custom_resolutions"]
+    assert "batch_sizes" not in table.model_dump_json()

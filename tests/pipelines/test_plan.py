@@ -23,7 +23,7 @@ def test_a_gpu_is_filled_and_its_steps_balanced() -> None:
     plan = make_plan(load_run_config("opensora-v1.1"), PlanOptions(gpu="h200"))
     for stage in plan.stages:
         assert stage.imbalance(stage.choice.batch_sizes) < 1.15 < stage.imbalance(stage.listed)
-        peaks = [stage.cost.peak_bytes(b, stage.choice.batch_sizes[b[:2]]) for b in stage.steps(stage.listed)]
+        peaks = [stage.cost.peak_bytes(bucket, size) for bucket, size in stage.choice.batch_sizes.items()]
         assert 0.6 * 139 * GIB < max(peaks) < 139 * GIB
 
 
@@ -65,15 +65,24 @@ def test_what_cannot_be_planned_is_a_sentence(options: dict[str, object], words:
 def test_a_planned_preset_is_the_preset_with_other_batch_sizes(tmp_path: Path) -> None:
     changes = {"stages.0.steps": 70}
     config = load_run_config("demo", changes)
-    plan = make_plan(config, PlanOptions(gpu="l40s", step_s=0.5))
+    options = PlanOptions(gpu="l40s", step_s=0.5)
+    plan = make_plan(config, options)
     path = tmp_path / "deep" / "planned.yaml"
     write_planned(plan, "demo", changes, path)
     written = load_run_config(str(path))
     assert (written.preset, written.stages[0].steps) == ("demo-planned", 70)
     for before, after, stage in zip(config.stages, written.stages, plan.stages, strict=True):
-        for (resolution, num_frames), size in stage.choice.batch_sizes.items():
-            assert after.buckets.buckets[resolution][num_frames] == (1.0, size)
+        planned = [size for bucket, size in stage.choice.batch_sizes.items()]
+        assert [bucket.batch_size for bucket in after.buckets.triples] == planned
+        assert all(len(sizes) == 1 for counts in after.buckets.batch_sizes.values() for sizes in counts.values())
+        assert after.buckets.batch_sizes
         assert after.model_copy(update={"buckets": before.buckets}) == before
+    again = make_plan(written, options)
+    assert [list(stage.choice.batch_sizes.values()) for stage in again.stages] == [
+        list(stage.choice.batch_sizes.values()) for stage in plan.stages
+    ]
+    changed = planned_preset(preset_values(str(path)), make_plan(config, PlanOptions()))
+    assert all("batch_sizes" in stage["buckets"] for stage in changed["stages"])
     with pytest.raises(KinoflowError, match=r"ends in \.yaml"):
         write_planned(plan, "demo", {}, tmp_path / "planned.txt")
 

@@ -60,6 +60,7 @@ def tiny_table(*, keep_prob: float, batch_size: int = 3, frame_interval: int = 2
         buckets={"tiny": {f: (1.0, b) for f, (_, b) in frame_counts.items()}, "big": frame_counts},
         frame_interval=frame_interval,
         custom_resolutions=TINY,
+        batch_sizes={"tiny": {4: {"0.67": batch_size + 1}}},
     )
 
 
@@ -195,6 +196,25 @@ def test_evaluation_is_limited_per_bucket_and_may_be_empty() -> None:
     nothing = plan_evaluation(Clips.of(clip_table([], "eval"), 0), table, batches_per_bucket=2).table()
     assert dict(nothing.schema) == dict(pl.Schema(tables.PLAN))
     assert not len(nothing)
+
+
+def test_aspects_with_a_batch_size_of_their_own_fill_it_and_form_groups_by_themselves() -> None:
+    table = BucketTable(
+        buckets={"tiny": {4: (1.0, 6)}, "big": {4: (0.0, None)}},
+        frame_interval=2,
+        custom_resolutions=TINY,
+        batch_sizes={"tiny": {4: {"0.67": 4, "1.50": 5}}},
+    )
+    sizes = [(20, 32, 32)] * 24 + [(20, 32, 48)] * 16 + [(20, 48, 32)] * 20
+    clips = Clips.of(clip_table(sizes), 0)
+    found = plan_training(clips, table, stage="s", seed=0, num_batches=12, crops_per_clip=1, cost_group=4).table()
+    batches = found.group_by("batch", maintain_order=True).agg(pl.col("aspect").first(), pl.len())
+    full = {"1.00": 6, "0.67": 4, "1.50": 5}
+    assert batches["len"].to_list() == [full[aspect] for aspect in batches["aspect"]]
+    groups = [set(batches["aspect"][start : start + 4]) for start in (0, 4, 8)]
+    assert [len(group) for group in groups] == [1, 1, 1] and set.union(*groups) == set(full)
+    held_out = plan_evaluation(Clips.of(clip_table(sizes, "eval"), 0), table, batches_per_bucket=2).table()
+    assert dict(held_out.group_by("aspect").len().rows()) == {aspect: 2 * size for aspect, size in full.items()}
 
 
 def test_what_cannot_be_planned_is_said_in_a_sentence() -> None:

@@ -9,7 +9,21 @@ STEP_FOLDER = re.compile(r"step-(\d{8})")
 HISTORY, REPORT = "history.json", "report.json"
 """Beside a stage's checkpoints: what a running stage remembers, and what a finished one tells."""
 
+ANALYSED = "analysed"
+"""Beside the objects: what was measured on them."""
+
 
 def step_folder(step: int) -> str:
     """Name of the folder of that step's checkpoint."""
     return f"step-{step:08d}"
+
+
+def beside(uri: str, name: str) -> str:
+    """URI of the sibling of a prefix; a bucket has none, there it lies inside."""
+    parent, _, last = uri.rstrip("/").rpartition("/")
+    return f"{parent}/{name}" if last and parent and not parent.endswith(":/") else f"{uri.rstrip('/')}/{name}"
+
+
+def part_folder(part: int, parts: int) -> str:
+    """Name of the folder of one part of a stage's work, counted from 0."""
+    return f"{part:05d}-of-{parts:05d}"

@@ -25,5 +25,5 @@ def beside(uri: str, name: str) -> str:
 
 
 def part_folder(part: int, parts: int) -> str:
-    """Name of the folder of one part of a stage's work, counted from 0."""
-    return f"{part:05d}-of-{parts:05d}"
+    """Name of the folder of one part of the shots, counted from 0."""
+    return f"shots-{part:05d}-of-{parts:05d}"

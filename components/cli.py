@@ -28,8 +28,10 @@ EXIT_HUNG = 70
 """EX_SOFTWARE of sysexits.h: no progress for too long, every thread's stack is in the log. Counts as an error."""
 
 
-def run_cli(function: Callable[..., Any]) -> None:
+def run_cli(function: Callable[..., Any], **others: Callable[..., Any]) -> None:
     """Run `function` as a command line (typer options from its signature) and leave the process.
+
+    When the first argument names one of `others`, that one is run with the rest.
 
     `KinoflowError`, pydantic's `ValidationError` and a `ValueError` raised by the package `model` are the user's
     to mend: one sentence on stderr, exit code 1. Anything else is a fault of the program and keeps its traceback.
@@ -38,6 +40,8 @@ def run_cli(function: Callable[..., Any]) -> None:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
     for noisy in ("botocore", "boto3", "s3transfer", "urllib3", "httpx", "pyscenedetect", "PIL", "libav"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    if len(sys.argv) > 1 and sys.argv[1] in others:
+        function = others[sys.argv.pop(1)]
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(function)
     try:

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from components.curate_config import CaptionConfig as CaptionConfig
+from components.curate_config import CurateConfig as CurateConfig
+from components.curate_config import CurationRules as CurationRules
+from components.curate_config import ShotConfig as ShotConfig
 from components.errors import KinoflowError
+from components.section import Section as Section
 from model.buckets import BucketTable
 from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig, IDDPMConfig
@@ -25,12 +30,6 @@ from model.optimizer_config import OptimizerConfig as OptimizerConfig
 from model.sentinel_config import SentinelConfig
 
 
-class Section(BaseModel):
-    """Frozen, closed: an unknown key is an error, not a silent default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
 class IngestConfig(Section):
     """How a folder, an `s3://` prefix or a table becomes the `videos` table."""
 
@@ -38,72 +37,6 @@ class IngestConfig(Section):
     licence: str = Field("unknown", description="Recorded with every file: under which licence.")
     max_failed_share: float = Field(
         0.9, ge=0, le=1, description="The stage fails above this share of unusable files; duplicates do not count."
-    )
-
-
-class ShotConfig(Section):
-    """Shot detection (PySceneDetect)."""
-
-    detector: Literal["adaptive", "content"] = "adaptive"
-    threshold: float = Field(
-        3.0, gt=0, description="The detector's own: a ratio for adaptive (3), a content change for content (27)."
-    )
-    min_content: float = Field(15.0, ge=0, description="Least content change of a cut (adaptive detector only).")
-    min_shot_frames: int = Field(5, ge=1, description="Cuts closer together than this are one cut.")
-    max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into equal parts.")
-
-
-class CurationRules(Section):
-    """Thresholds on score columns; a clip is dropped for the first rule it breaks, in this order."""
-
-    min_frames: int = Field(10, ge=1, description="Shorter video shots are dropped; images are exempt.")
-    max_black_share: float = Field(0.5, ge=0, le=1, description="Largest share of black frames.")
-    min_brightness: float = Field(0.0, ge=0, le=255, description="Mean luma.")
-    max_brightness: float = Field(255.0, ge=0, le=255, description="Mean luma.")
-    min_contrast: float = Field(5.0, ge=0, description="Standard deviation of the colour channel of most contrast.")
-    min_sharpness: float = Field(3.0, ge=0, description="Variance of the Laplacian.")
-    max_text_share: float = Field(0.02, ge=0, le=1, description="Share of the picture covered by text.")
-    min_motion: float = Field(
-        0.04, ge=0, description="Mean flow in pixels per frame of a picture 256 px long; images are exempt."
-    )
-    near_duplicate_bits: int = Field(
-        24, ge=-1, le=64, description="Perceptual hashes that differ in no more bits may be one clip; -1 keeps all."
-    )
-    near_duplicate_levels: float = Field(
-        2.25, ge=0, le=255, description="And colours that differ by no more levels (root mean square, of 255)."
-    )
-
-    @model_validator(mode="after")
-    def _brightness_is_a_range(self) -> Self:
-        if self.min_brightness > self.max_brightness:
-            raise ValueError(
-                f"min_brightness {self.min_brightness:g} is above max_brightness {self.max_brightness:g}; "
-                "no clip could be kept"
-            )
-        return self
-
-
-class CaptionConfig(Section):
-    """Captions from a sidecar or the source table."""
-
-    clean: bool = Field(True, description="Clean twice, as Open-Sora 1.1 does.")
-    required: bool = Field(True, description="Drop clips without a caption.")
-
-
-class CurateConfig(Section):
-    """How sources become clips."""
-
-    seed: int = Field(42, description="Decides which sources are held out.")
-    shots: ShotConfig = ShotConfig()
-    rules: CurationRules = CurationRules()
-    captions: CaptionConfig = CaptionConfig()
-    analysis_long_side_px: int = Field(
-        256, ge=64, description="Frames are scored at this size at most, text at up to twice that."
-    )
-    eval_share: float = Field(0.1, ge=0, lt=1, description="Share of source files held out for evaluation.")
-    max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of broken files.")
-    workers: int | None = Field(
-        None, ge=1, description="Processes; all cores when absent. The result does not depend on it."
     )
 
 

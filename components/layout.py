@@ -10,7 +10,21 @@ HISTORY, REPORT, SET_ASIDE = "history.json", "report.json", "set-aside.json"
 """Beside a stage's checkpoints: what a running stage remembers, what a finished one tells, digests of checkpoints that
 training went back behind."""
 
+ANALYSED = "analysed"
+"""Beside the objects: what was measured on them."""
+
 
 def step_folder(step: int) -> str:
     """Name of the folder of that step's checkpoint."""
     return f"step-{step:08d}"
+
+
+def beside(uri: str, name: str) -> str:
+    """URI of the sibling of a prefix; a bucket has none, there it lies inside."""
+    parent, _, last = uri.rstrip("/").rpartition("/")
+    return f"{parent}/{name}" if last and parent and not parent.endswith(":/") else f"{uri.rstrip('/')}/{name}"
+
+
+def part_folder(part: int, parts: int) -> str:
+    """Name of the folder of one part of the shots, counted from 0."""
+    return f"shots-{part:05d}-of-{parts:05d}"

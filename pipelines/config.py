@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
+from components import layout
 from components.config import (
     BucketConfig,
     CurateConfig,
@@ -31,7 +32,7 @@ from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.mask_config import MaskRatios
 from model.sentinel_config import SentinelConfig
 
-RESERVED_NAMES = {"ingest", "curate", "bucket", "evaluate"}
+RESERVED_NAMES = {"ingest", "shots", "curate", "bucket", "evaluate"}
 
 
 class StageConfig(Section):
@@ -85,6 +86,9 @@ class RunConfig(Section):
     demo_data: DemoData | None = None
     ingest: IngestConfig = IngestConfig()
     curate: CurateConfig = CurateConfig()
+    curate_parts: int = Field(
+        1, ge=1, le=1000, description="Tasks of the graph that share the files to curate; the result is the same."
+    )
     autoencoder_folder: str | None = None
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     text_encoder_folder: str | None = None
@@ -183,6 +187,14 @@ class RunConfig(Section):
         trains = {stage.name: self.train_config(stage.name) for stage in self.stages}
         before = {"ingest": self.ingest, "curate": self.curate, "bucket": self.bucket_config()}
         return {**before, **trains, "evaluate": self.evaluate_config()}
+
+    def nodes(self) -> list[str]:
+        """Names of the graph's tasks in order: what each calls the prefix it writes."""
+        names = list(self.component_configs())
+        if self.curate_parts > 1:
+            parts = (layout.part_folder(part, self.curate_parts) for part in range(self.curate_parts))
+            names[names.index("curate") : names.index("curate")] = parts
+        return names
 
 
 def preset_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""The Kubeflow shells: one per stage, no logic, nothing installed at run time.
+"""The Kubeflow shells: one per stage, or per part of one, no logic, nothing installed at run time.
 
 Each body is one import and one call, because Kubeflow ships a function's source on its own. A task receives text
 only: the stage's config as JSON, and URIs. It returns the URI of what it published and leaves a small manifest
@@ -42,6 +42,47 @@ def curate(config: str, videos: str, objects: str, out: str, manifest: Output[Da
     from pipelines.shell import run_stage
 
     return run_stage("curate", manifest.path, config=config, videos=videos, objects=objects, out=out)
+
+
+def curate_part(
+    config: str, videos: str, objects: str, part: int, parts: int, out: str, manifest: Output[Dataset]
+) -> str:
+    """Cut one part of the sources into shots and score them; `merge` decides about the shots of all parts.
+
+    Args:
+        config: CurateConfig as JSON.
+        videos: URI prefix of the videos table.
+        objects: URI prefix that holds the files.
+        part: Which part, from 0.
+        parts: How many there are.
+        out: URI prefix of the table of shots.
+        manifest: Address and digest of the result.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage(
+        "curate.curate_part", manifest.path, config=config, videos=videos, objects=objects, part=part, parts=parts,
+        out=out,
+    )  # fmt: skip
+
+
+def merge(config: str, videos: str, objects: str, shots: str, parts: int, out: str, manifest: Output[Dataset]) -> str:
+    """Caption and filter the shots of all parts; one row per clip, kept or dropped with a reason.
+
+    Args:
+        config: CurateConfig as JSON.
+        videos: URI prefix of the videos table.
+        objects: URI prefix that holds the files.
+        shots: URI prefix below which all parts lie.
+        parts: How many there are.
+        out: URI prefix of the clips table.
+        manifest: Address and digest of the result.
+    """
+    from pipelines.shell import run_stage
+
+    return run_stage(
+        "curate.merge", manifest.path, config=config, videos=videos, objects=objects, shots=shots, parts=parts, out=out
+    )  # fmt: skip
 
 
 def bucket(config: str, clips: str, objects: str, latents: str, out: str, manifest: Output[Dataset]) -> str:
@@ -127,14 +168,18 @@ def evaluate(
 
 
 STAGES = (ingest, curate, bucket, train, evaluate)
+PARTS_OF_CURATE = (curate_part, merge)
+"""Together they do what `curate` does, on several machines."""
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The five components, bound to one image."""
+    """The components, bound to one image."""
 
     ingest: Any
     curate: Any
+    curate_part: Any
+    merge: Any
     bucket: Any
     train: Any
     evaluate: Any
@@ -143,4 +188,4 @@ class Ops:
 def make_ops(image: str = IMAGE) -> Ops:
     """Kubeflow components that run in `image`; name it by digest, Kubeflow's cache compares the text."""
     shell = dsl.component(base_image=image, install_kfp_package=False)
-    return Ops(**{stage.__name__: shell(stage) for stage in STAGES})
+    return Ops(**{stage.__name__: shell(stage) for stage in (*STAGES, *PARTS_OF_CURATE)})

@@ -32,13 +32,14 @@ TRACKING_TIMEOUT_S = 120.0
 
 
 def stage_function(stage: str) -> Callable[..., Any]:
-    """The function behind a stage: `components.<stage>.<stage>`."""
-    function: Callable[..., Any] = getattr(importlib.import_module(f"components.{stage}"), stage)
+    """The function behind a stage, `components.<stage>.<stage>`, or behind `<stage>.<function>`."""
+    package, _, name = stage.partition(".")
+    function: Callable[..., Any] = getattr(importlib.import_module(f"components.{package}"), name or package)
     return function
 
 
-def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, str | None]) -> dict[str, Any]:
-    """Turn the text a task received into the arguments of a stage function.
+def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Turn what a task received into the arguments of a stage function.
 
     `config` is JSON and becomes the class that the function asks for; `experiment`, `run_name` and
     `dataset_digest` together become its `tracking`; everything else is passed as it is.
@@ -60,19 +61,19 @@ def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, 
     return arguments
 
 
-def run_stage(stage: str, manifest_path: str, **inputs: str | None) -> str:
+def run_stage(stage: str, manifest_path: str, **inputs: str | int | None) -> str:
     """Run one stage as a pipeline task and return the URI of what it published.
 
     Args:
-        stage: name of the stage and of its function in `components`.
+        stage: name of the stage and of its function in `components`, or `<stage>.<function>`.
         manifest_path: local file that receives `{"uri", "kind", "digest"}` of the result.
-        inputs: the task's parameters as text; see `stage_arguments`.
+        inputs: the task's parameters; see `stage_arguments`.
 
     A mistake the user can mend ends the process with one sentence on stderr and exit code 1.
     """
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr, force=True)
     logging.getLogger("botocore").setLevel(logging.WARNING)
-    node = (inputs["out"] or "").rstrip("/").rsplit("/", 1)[-1]
+    node = str(inputs["out"]).rstrip("/").rsplit("/", 1)[-1]
     started_s = time.monotonic()
     _tell(node=node, state="running", inputs=inputs)
     try:

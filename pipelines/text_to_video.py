@@ -7,7 +7,7 @@ from typing import Any
 
 from kfp import compiler, dsl
 
-from components import store
+from components import layout, store
 from pipelines.cluster import Cluster
 from pipelines.config import RunConfig
 from pipelines.ops import IMAGE, make_ops
@@ -37,7 +37,8 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
     ) -> None:
         """Turn raw videos into an evaluated text-to-video checkpoint.
 
-        1. ingest: sources into the object store. 2. curate: shots, scores, captions. 3. bucket: batches, latents.
+        1. ingest: sources into the object store. 2. curate: shots, scores, captions; by several tasks and a merge
+        where there are many files. 3. bucket: batches, latents.
         4.-6. train: three stages, each from its parent's checkpoint. 7. evaluate: held-out loss and samples.
 
         Args:
@@ -53,9 +54,18 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
         videos = ops.ingest(
             config=config.ingest.model_dump_json(), source=source, objects=objects, out=f"{root}/ingest"
         )
-        clips = ops.curate(
-            config=config.curate.model_dump_json(), videos=videos.outputs[URI], objects=objects, out=f"{root}/curate"
-        )
+        source_files = {"config": config.curate.model_dump_json(), "videos": videos.outputs[URI], "objects": objects}
+        parts = config.curate_parts
+        shots = [
+            ops.curate_part(
+                **source_files, part=part, parts=parts, out=f"{root}/shots/{layout.part_folder(part, parts)}"
+            ).set_display_name(f"curate {part + 1} of {parts}")
+            for part in range(parts if parts > 1 else 0)
+        ]
+        if shots:
+            clips = ops.merge(**source_files, shots=f"{root}/shots", parts=parts, out=f"{root}/curate").after(*shots)
+        else:
+            clips = ops.curate(**source_files, out=f"{root}/curate")
         data = ops.bucket(
             config=config.bucket_config().model_dump_json(),
             clips=clips.outputs[URI],
@@ -85,7 +95,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             **tracking,
         )
         computing.append(evaluation)
-        for task in [videos, clips, *computing]:
+        for task in [videos, *shots, clips, *computing]:
             # Stages skip work that is already published; Kubeflow's own cache cannot see what lies in the store.
             task.set_caching_options(False)
             if cluster:

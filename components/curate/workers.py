@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
 
 PARENT_CHECK_S = 1.0
+IN_FLIGHT_PER_WORKER = 3
+"""Enough that no process waits, few enough that neither tasks nor results pile up."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,37 +32,59 @@ def map_files(
 
     Args:
         function: a module-level function; what it raises ends the iteration.
-        items: its inputs.
+        items: its inputs, asked for one by one.
         workers: processes; one works in this process, and then nothing protects it from a crash.
         crashed: the result for an item whose process died (a decoder met hostile bytes).
     """
     if workers == 1 or len(items) < 2:
         cv2.setNumThreads(1)
-        for index, item in enumerate(items):
-            yield index, function(item)
-        return
-    done: set[int] = set()
-    try:
-        for index, result in _run(function, items, range(len(items)), workers):
-            done.add(index)
-            yield index, result
-    except BrokenProcessPool:
-        # Nobody knows which item did it: the rest goes one by one, each in a process of its own.
         for index in range(len(items)):
-            if index not in done:
-                yield index, _run_alone(function, items, index, crashed)
+            yield index, function(items[index])
+        return
+    indices = iter(range(len(items)))
+    while suspects := (yield from _until_broken(function, items, indices, workers)):
+        # One of those under way did it, nobody knows which: each gets a process of its own.
+        for index in suspects:
+            yield index, _run_alone(function, items, index, crashed)
 
 
-def _run(
-    function: Callable[[Item], Result], items: Sequence[Item], indices: Sequence[int], workers: int
-) -> Iterator[tuple[int, Result]]:
+def _until_broken(
+    function: Callable[[Item], Result], items: Sequence[Item], indices: Iterator[int], workers: int
+) -> Generator[tuple[int, Result], None, list[int]]:
+    """Work through the indices; returns those under way when a process died, none when all are done."""
     pool = ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=_start_worker, initargs=(os.getpid(),))
+    under_way: dict[Future[Result], int] = {}
     try:
-        futures: dict[Future[Result], int] = {pool.submit(function, items[index]): index for index in indices}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        while True:
+            for index in itertools.islice(indices, IN_FLIGHT_PER_WORKER * workers - len(under_way)):
+                try:
+                    under_way[pool.submit(function, items[index])] = index
+                except BrokenProcessPool:
+                    return sorted([*under_way.values(), index])
+            if not under_way:
+                return []
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            if any(isinstance(future.exception(), BrokenProcessPool) for future in done):
+                yield from _finished(under_way)
+                return sorted(under_way.values())
+            for future in done:
+                yield under_way.pop(future), future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _finished(under_way: dict[Future[Result], int]) -> Iterator[tuple[int, Result]]:
+    """Take those out that were done before the process died."""
+    for future in [future for future in under_way if future.done() and future.exception() is None]:
+        yield under_way.pop(future), future.result()
+
+
+def _run_alone(
+    function: Callable[[Item], Result], items: Sequence[Item], index: int, crashed: Callable[[Item], Result]
+) -> Result:
+    for _, result in _until_broken(function, items, iter([index]), 1):
+        return result
+    return crashed(items[index])
 
 
 def _start_worker(parent: int) -> None:
@@ -72,12 +97,3 @@ def _leave_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os._exit(1)
-
-
-def _run_alone(
-    function: Callable[[Item], Result], items: Sequence[Item], index: int, crashed: Callable[[Item], Result]
-) -> Result:
-    try:
-        return next(result for _, result in _run(function, items, [index], 1))
-    except BrokenProcessPool:
-        return crashed(items[index])

@@ -171,7 +171,7 @@ def _run_graph(request: RunRequest, folder: Path, services: Services, console: C
         sys.executable, "-m", "pipelines.local.child", str(pipeline), str(arguments), str(folder / "kfp")
     ]  # fmt: skip
     log_path = folder / "pipeline.log"
-    display = RunDisplay(list(request.config.component_configs()), console)
+    display = RunDisplay(request.config.nodes(), console)
     file, reason = EventFile(events), ""
     with log_path.open("ab") as log, display:
 

@@ -147,7 +147,9 @@ def run(root: Path | str, config: CurateConfig | None = None, out: str = "curate
 
 
 def test_the_number_of_processes_changes_no_byte(small: Path) -> None:
-    one, two = run(small, CurateConfig(workers=1), "one"), run(small, CurateConfig(workers=2), "two")
+    one = run(small, CurateConfig(workers=1), "one")
+    shutil.rmtree(small / "analysed")
+    two = run(small, CurateConfig(workers=2), "two")
     assert one == two
     assert (small / "one/clips.parquet").read_bytes() == (small / "two/clips.parquet").read_bytes()
     assert (one.kept, one.dropped_reasons, one.rejected_reasons) == (4, {"no_caption": 2}, {"not_media": 1})

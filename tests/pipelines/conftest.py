@@ -16,6 +16,7 @@ from pipelines.local.runner import RunRequest
 
 TINY = {
     "num_threads": 1,
+    "curate_parts": 2,
     "demo_data": {"num_videos": 6, "num_images": 6, "seed": 0, "folder": "data"},
     "autoencoder.steps": 40,
     "stages.0.steps": 3,

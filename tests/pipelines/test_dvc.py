@@ -208,7 +208,7 @@ def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_e
         "PATH": f"{Path(DVC).parent}:{os.environ['PATH']}",
     }
     dvc(project, "repro", environment=environment)
-    theirs = finished.digests()
+    theirs = {name: digest for name, digest in finished.digests().items() if not name.startswith("shots/")}
     mine = {name: manifest.load(str(project / "work" / name)).digest for name in theirs}
     assert mine == theirs
     config = load_run_config("smoke", {**finished.config.model_dump(mode="json"), "evaluate.seed": 7})

@@ -7,10 +7,11 @@ import pytest
 
 from components.config import EvaluateConfig, TrackingConfig
 from components.errors import KinoflowError
-from pipelines.ops import STAGES, make_ops
+from pipelines.ops import PARTS_OF_CURATE, STAGES, make_ops
 from pipelines.shell import stage_arguments, stage_function
 
-NAMES = [stage.__name__ for stage in STAGES]
+SHELLS = {stage.__name__: stage for stage in STAGES} | {f"curate.{shell.__name__}": shell for shell in PARTS_OF_CURATE}
+NAMES = list(SHELLS)
 
 
 def stage_inputs(name: str) -> set[str]:
@@ -21,22 +22,22 @@ def stage_inputs(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shell_takes_what_its_stage_takes(name: str) -> None:
-    shell = next(stage for stage in STAGES if stage.__name__ == name)
-    assert set(inspect.signature(shell).parameters) - {"manifest"} == stage_inputs(name)
+    assert set(inspect.signature(SHELLS[name]).parameters) - {"manifest"} == stage_inputs(name)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_line_takes_what_the_stage_takes(name: str) -> None:
     """Typer makes one option of each parameter of `main`, which lives in the stage's package or file."""
-    stage = importlib.import_module(f"components.{name}")
-    module = importlib.import_module(f"components.{name}.__main__") if hasattr(stage, "__path__") else stage
-    assert set(inspect.signature(module.main).parameters) == set(inspect.signature(stage_function(name)).parameters)
+    package, _, function = name.partition(".")
+    stage = importlib.import_module(f"components.{package}")
+    module = importlib.import_module(f"components.{package}.__main__") if hasattr(stage, "__path__") else stage
+    main = getattr(module, function.removeprefix("curate_") or "main")
+    assert set(inspect.signature(main).parameters) == set(inspect.signature(stage_function(name)).parameters)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_body_is_one_import_and_one_call(name: str) -> None:
-    shell = next(stage for stage in STAGES if stage.__name__ == name)
-    body = inspect.getsource(shell).split('"""')[2].strip().splitlines()
+    body = inspect.getsource(SHELLS[name]).split('"""')[2].strip().splitlines()
     statements = [line for line in body if line.startswith("    ") and line[4] not in " )"]
     assert [body[0].strip().split()[0], *(line.split()[0] for line in statements)] == ["from", "return"]
     assert f'"{name}", manifest.path' in "".join(body)
@@ -45,7 +46,7 @@ def test_the_body_is_one_import_and_one_call(name: str) -> None:
 def test_components_install_nothing_and_carry_the_image() -> None:
     ops = make_ops("registry.example/kinoflow-python@sha256:0123")
     for name in NAMES:
-        container = getattr(ops, name).component_spec.implementation.container
+        container = getattr(ops, name.rpartition(".")[2]).component_spec.implementation.container
         assert container.image == "registry.example/kinoflow-python@sha256:0123"
         assert "pip install" not in " ".join(container.command)
 

@@ -128,16 +128,19 @@ class TestFinishedRun:
     def test_every_task_received_what_was_intended(self, finished: Finished) -> None:
         received = {e["node"]: e["inputs"] for e in finished.events() if e.get("state") == "running"}
         root, objects = finished.request.root, finished.request.arguments()["objects"]
-        parts = finished.config.component_configs()
-        assert list(received) == list(parts)
+        configs = finished.config.component_configs()
+        shots = [f"shots-{part:05d}-of-00002" for part in range(2)]
+        assert list(received) == ["ingest", *shots, *list(configs)[1:]] == finished.config.nodes()
         for name, inputs in received.items():
-            assert inputs.pop("config") == parts[name].model_dump_json()
-            assert inputs.pop("out") == f"{root}/{name}"
+            assert inputs.pop("config") == configs["curate" if name in shots else name].model_dump_json()
+            assert inputs.pop("out") == (f"{root}/shots/{name}" if name in shots else f"{root}/{name}")
         tracking = {"experiment": "kinoflow", "run_name": "tiny", "dataset_digest": ""}
         steps = [f"{root}/stage{n}/step-{steps:08d}" for n, steps in ((1, 3), (2, 2), (3, 2))]
         assert received == {
             "ingest": {"source": finished.request.source, "objects": objects},
-            "curate": {"videos": f"{root}/ingest", "objects": objects},
+            **{name: {"videos": f"{root}/ingest", "objects": objects, "part": part, "parts": 2}
+               for part, name in enumerate(shots)},
+            "curate": {"videos": f"{root}/ingest", "objects": objects, "shots": f"{root}/shots", "parts": 2},
             "bucket": {"clips": f"{root}/curate", "objects": objects,
                        "latents": finished.request.arguments()["latents"]},
             "stage1": {**tracking, "data": f"{root}/bucket", "parent": None},
@@ -149,7 +152,7 @@ class TestFinishedRun:
 
     def test_artifacts_are_small_manifests(self, finished: Finished) -> None:
         artifacts = [p for p in (finished.folder / "kfp").rglob("manifest") if p.is_file()]
-        assert len(artifacts) == 7
+        assert len(artifacts) == 9
         for path in artifacts:
             told = json.loads(path.read_text(encoding="utf-8"))
             assert told["digest"] == manifest.load(told["uri"]).digest

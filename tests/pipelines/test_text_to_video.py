@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from components.config import CurateConfig
 from components.errors import KinoflowError
 from pipelines.cluster import CREDENTIALS, Cluster
 from pipelines.config import RunConfig, load_run_config
@@ -93,6 +94,35 @@ def test_results_flow_along_the_chain(compiled: Path) -> None:
             assert found[name][given] == f"input {given}"
 
 
+def test_many_files_are_curated_by_several_tasks_and_a_merge(tmp_path: Path) -> None:
+    config = load_run_config("smoke", {"curate_parts": 3})
+    compile_pipeline(config, tmp_path / "parts.yaml", IMAGE, Cluster(gpus=1))
+    found = tasks(tmp_path / "parts.yaml")
+    parts = ["curate-part", "curate-part-2", "curate-part-3"]
+    assert set(found) == {"ingest", *parts, "merge", "bucket", "train", "train-2", "train-3", "evaluate"}
+    root = "{{$.inputs.parameters['pipelinechannel--root']}}"
+    for number, name in enumerate(parts):
+        received = parameters(found[name])
+        assert (received["videos"], received["part"], received["parts"]) == ("task ingest", number, 3)
+        assert received["out"] == f"{root}/shots/shots-{number:05d}-of-00003"
+        assert CurateConfig.model_validate_json(received["config"]) == config.curate
+    received = parameters(found["merge"])
+    assert (received["shots"], received["parts"], received["out"]) == (f"{root}/shots", 3, f"{root}/curate")
+    assert set(found["merge"]["dependentTasks"]) == {"ingest", *parts}
+    for name in ("bucket", "evaluate"):
+        assert parameters(found[name])["clips"] == "task merge"
+    assert config.nodes()[:6] == [
+        "ingest",
+        *(f"shots-{number:05d}-of-00003" for number in range(3)),
+        "curate",
+        "bucket",
+    ]
+    graph, platform = yaml.safe_load_all((tmp_path / "parts.yaml").read_text(encoding="utf-8"))
+    assert len(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == 10
+    executors = graph["deploymentSpec"]["executors"]
+    assert all("accelerator" not in executors[f"exec-{name}"]["container"].get("resources", {}) for name in parts)
+
+
 def test_pods_find_their_namespace_and_only_computing_ones_take_gpus(compiled: Path) -> None:
     graph, platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -138,7 +168,8 @@ def test_compiling_needs_neither_torch_nor_a_cluster(tmp_path: Path) -> None:
     environment = {**clean, "KUBECONFIG": str(tmp_path / "none"), "HOME": str(tmp_path)}
     path = tmp_path / "deep" / "p.yaml"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment, cwd=Path.cwd())
-    assert set(tasks(path)) == {"ingest", "curate", "bucket", "train", "train-2", "train-3", "evaluate"}
+    shots = {"curate-part", *(f"curate-part-{number}" for number in range(2, 17))}
+    assert set(tasks(path)) == {"ingest", *shots, "merge", "bucket", "train", "train-2", "train-3", "evaluate"}
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(config: RunConfig, tmp_path: Path) -> None:

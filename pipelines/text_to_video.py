@@ -10,7 +10,7 @@ from kfp import compiler, dsl
 from components import layout, store
 from pipelines.cluster import Cluster
 from pipelines.config import RunConfig
-from pipelines.ops import IMAGE, make_ops
+from pipelines.ops import IMAGE, Ops, make_ops
 
 NAME = "text-to-video"
 URI = "Output"  # Kubeflow's name for what a component returns
@@ -54,18 +54,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
         videos = ops.ingest(
             config=config.ingest.model_dump_json(), source=source, objects=objects, out=f"{root}/ingest"
         )
-        source_files = {"config": config.curate.model_dump_json(), "videos": videos.outputs[URI], "objects": objects}
-        parts = config.curate_parts
-        shots = [
-            ops.curate_part(
-                **source_files, part=part, parts=parts, out=f"{root}/shots/{layout.part_folder(part, parts)}"
-            ).set_display_name(f"curate {part + 1} of {parts}")
-            for part in range(parts if parts > 1 else 0)
-        ]
-        if shots:
-            clips = ops.merge(**source_files, shots=f"{root}/shots", parts=parts, out=f"{root}/curate").after(*shots)
-        else:
-            clips = ops.curate(**source_files, out=f"{root}/curate")
+        *shots, clips = _curation(ops, config, videos=videos.outputs[URI], objects=objects, root=root)
         data = ops.bucket(
             config=config.bucket_config().model_dump_json(),
             clips=clips.outputs[URI],
@@ -105,6 +94,21 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
         text_to_video
     )
     return pipeline
+
+
+def _curation(ops: Ops, config: RunConfig, *, videos: Any, objects: str, root: str) -> list[Any]:
+    """Tasks that end in the clips table: one, or one for each part of the files and one that merges them."""
+    sources = {"config": config.curate.model_dump_json(), "videos": videos, "objects": objects}
+    parts = config.curate_parts
+    if parts == 1:
+        return [ops.curate(**sources, out=f"{root}/curate")]
+    shots = [
+        ops.curate_part(
+            **sources, part=part, parts=parts, out=f"{root}/shots/{layout.part_folder(part, parts)}"
+        ).set_display_name(f"curate {part + 1} of {parts}")
+        for part in range(parts)
+    ]
+    return [*shots, ops.merge(**sources, shots=f"{root}/shots", parts=parts, out=f"{root}/curate").after(*shots)]
 
 
 def compile_pipeline(config: RunConfig, path: Path, image: str = IMAGE, cluster: Cluster | None = None) -> None:

@@ -22,7 +22,7 @@ from components.errors import KinoflowError
 from components.section import Section as Section
 from model.buckets import BucketTable
 from model.config import STDiT2Config
-from model.diffusion_config import DiffusionConfig, IDDPMConfig
+from model.diffusion_config import DiffusionConfig, IDDPMConfig, SamplingMethod
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.geometry import VAE_STRIDE
 from model.mask_config import MaskRatios
@@ -172,6 +172,7 @@ class SamplingConfig(Section):
     """How videos are drawn from a checkpoint."""
 
     num_inference_steps: int = Field(100, ge=1)
+    method: SamplingMethod = Field("own", description="Own: ancestral, or Euler for a flow; dpm-solver++ in 25 steps.")
     guidance_scale: float = Field(7.0, ge=0)
     cfg_channel: int | None = Field(None, ge=1, description="Guide only the first channels (Open-Sora 1.1 used 3).")
     use_ema: bool = True

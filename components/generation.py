@@ -22,7 +22,7 @@ from model.autoencoder import Autoencoder, load_autoencoder
 from model.checkpoint import load_network, read_state
 from model.diffusion_config import DiffusionConfig
 from model.masks import apply_mask_strategy
-from model.process import build_process
+from model.process import build_sampler
 from model.sampling import ClassifierFreeGuidance, TextConditionedDenoiser, sample_latents
 from model.stdit2 import STDiT2
 from model.text import TextEncoder, load_text_encoder
@@ -145,7 +145,10 @@ def _sample_batch(
     if any(request.mask_strategy for request in batch):
         references = [[_encode(bundle, frames, height, width) for frames in request.references] for request in batch]
         mask = apply_mask_strategy(latents, references, [request.mask_strategy for request in batch])
-    process = build_process(bundle.diffusion, sampling.num_inference_steps)
+    try:
+        process = build_sampler(bundle.diffusion, sampling.num_inference_steps, sampling.method)
+    except ValueError as error:
+        raise KinoflowError(str(error)) from error
     denoise = _denoiser(bundle, batch, size, sampling)
     doubled = isinstance(denoise, ClassifierFreeGuidance) and process.draws_noise_for_both_halves
     noise = _noise(generators, shape, copies=2 if doubled else 1)

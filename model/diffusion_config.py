@@ -28,4 +28,7 @@ class FlowConfig(BaseModel):
     )
 
 
+SamplingMethod = Literal["own", "dpm-solver++"]
+"""How a process is sampled: as it was published, or by a solver that needs a quarter of the steps."""
+
 DiffusionConfig = Annotated[IDDPMConfig | FlowConfig, Field(discriminator="kind")]

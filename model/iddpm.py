@@ -144,7 +144,7 @@ class IDDPM:
         x_mask = None if x_mask is None else x_mask.bool()
         frame_steps = timesteps if x_mask is None else timesteps[:, None] * x_mask
         x_t = self.q_sample(x_start, frame_steps, noise)
-        output = self._call(denoise, x_t, timesteps, x_mask)
+        output = self.call(denoise, x_t, timesteps, x_mask)
         predicted_noise, variance_fraction = output.chunk(2, dim=1)
         mse = masked_mean((noise.float() - predicted_noise) ** 2, x_mask)
         # Only the variance learns from the variational term: the noise prediction enters it detached.
@@ -240,7 +240,7 @@ class IDDPM:
         source: NoiseSource,
         eta: float | None,
     ) -> SamplingStep:
-        predicted = self.predict(self._call(denoise, x, timesteps, x_mask), x, timesteps, clip_denoised)
+        predicted = self.predict(self.call(denoise, x, timesteps, x_mask), x, timesteps, clip_denoised)
         if eta is None:
             mean, sigma = predicted.mean, torch.exp(0.5 * predicted.log_variance)
         else:
@@ -322,7 +322,12 @@ class IDDPM:
             x = torch.where(broadcast_frames(mask == 0), latents.to(x.dtype), x)
         return x
 
-    def _call(self, denoise: Denoiser, x: Tensor, timesteps: Tensor, x_mask: Tensor | None) -> Tensor:
+    def call(self, denoise: Denoiser, x: Tensor, timesteps: Tensor, x_mask: Tensor | None) -> Tensor:
+        """The denoiser's output (B, 2C, T, H, W) at kept steps (B,).
+
+        Raises:
+            ValueError: when it has no variance channels.
+        """
         output = denoise(x, self.schedule_on(x.device).timestep_map[timesteps], x_mask)
         if output.shape[1] != 2 * x.shape[1]:
             raise ValueError(

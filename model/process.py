@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from model.diffusion_config import DiffusionConfig, IDDPMConfig
+from model.diffusion_config import DiffusionConfig, IDDPMConfig, SamplingMethod
 
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """`denoise(x, timesteps, x_mask)`: x (B, C, T, H, W), timesteps (B,) on the 0..1000 scale, x_mask (B, T) bool
@@ -70,12 +70,30 @@ class NoiseSource:
         return noise.to(device=x.device, dtype=x.dtype)
 
 
-class DiffusionProcess(Protocol):
-    """What the trainer and the samplers need of a process; `IDDPM` and `RectifiedFlow` are the two there are."""
+class LatentSampler(Protocol):
+    """From noise to clean latents."""
 
     @property
     def draws_noise_for_both_halves(self) -> bool:
         """Whether guided sampling draws noise for the conditional and the null half alike."""
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        latents: Tensor,
+        *,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        noise: Iterable[Tensor] | None = None,
+        keep_condition_frames: bool = False,
+        size: LatentSize | None = None,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Denoise latents (B, C, T, H, W) all the way."""
+
+
+class DiffusionProcess(LatentSampler, Protocol):
+    """What the trainer and the samplers need of a process; `IDDPM` and `RectifiedFlow` are the two there are."""
 
     def sample_timesteps(
         self,
@@ -91,20 +109,6 @@ class DiffusionProcess(Protocol):
         self, denoise: Denoiser, x_start: Tensor, timesteps: Tensor, noise: Tensor, x_mask: Tensor | None = None
     ) -> LossTerms:
         """Loss terms of one batch."""
-
-    def sample(
-        self,
-        denoise: Denoiser,
-        latents: Tensor,
-        *,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        noise: Iterable[Tensor] | None = None,
-        keep_condition_frames: bool = False,
-        size: LatentSize | None = None,
-        on_step: Callable[[int], None] | None = None,
-    ) -> Tensor:
-        """Denoise latents (B, C, T, H, W) all the way."""
 
 
 def draw_normal(
@@ -160,3 +164,24 @@ def build_process(config: DiffusionConfig, num_sampling_steps: int | None = None
         return IDDPM(num_sampling_steps, rescale_learned_sigmas=config.rescale_learned_sigmas)
     steps = {} if num_sampling_steps is None else {"num_sampling_steps": num_sampling_steps}
     return RectifiedFlow(timestep_density=config.timestep_density, flow_shift=config.flow_shift, **steps)
+
+
+def build_sampler(config: DiffusionConfig, num_sampling_steps: int, method: SamplingMethod = "own") -> LatentSampler:
+    """What samples a network that was trained with this process.
+
+    Args:
+        config: the process.
+        num_sampling_steps: denoising steps.
+        method: "own" is ancestral for IDDPM and Euler for a flow; "dpm-solver++" needs IDDPM.
+
+    Raises:
+        ValueError: the method does not belong to the process.
+    """
+    if method == "own":
+        return build_process(config, num_sampling_steps)
+    from model.dpm_solver import DPMSolver
+    from model.iddpm import IDDPM
+
+    if not isinstance(config, IDDPMConfig):
+        raise ValueError(f"{method} samples IDDPM, and this network was trained as a flow; choose the method own.")
+    return DPMSolver(IDDPM(num_sampling_steps))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.masks import MaskGroup, apply_mask_strategy
-from model.process import Denoiser, DiffusionProcess, LatentSize
+from model.process import Denoiser, LatentSampler, LatentSize
 
 Network = Callable[..., Tensor]
 """A network with the signature of `STDiT2.forward`."""
@@ -134,7 +134,7 @@ def _as_null(null: Tensor, features: Tensor) -> Tensor:
 
 
 def sample_latents(
-    process: DiffusionProcess,
+    process: LatentSampler,
     denoise: Denoiser,
     latents: Tensor,
     mask: Tensor | None = None,
@@ -151,7 +151,7 @@ def sample_latents(
     every noise tensor has 2N rows, of which the second half makes no difference to the result.
 
     Args:
-        process: `IDDPM(num_sampling_steps)` or `RectifiedFlow(num_sampling_steps)`.
+        process: `IDDPM(num_sampling_steps)`, `RectifiedFlow(num_sampling_steps)` or a `DPMSolver`.
         denoise: `ClassifierFreeGuidance`, `TextConditionedDenoiser`, or any denoising callable.
         latents: (N, C, T, H, W), standard normal, references already written in (`apply_mask_strategy`).
         mask: (N, T) float, 1 = generate, 0 = keep, between = edit ratio.

@@ -20,7 +20,7 @@ from components.errors import KinoflowError
 from components.layout import CHECKPOINT
 from model.autoencoder import Autoencoder, load_autoencoder
 from model.checkpoint import load_network, read_state
-from model.diffusion_config import DiffusionConfig
+from model.diffusion_config import DiffusionConfig, SamplingMethod
 from model.masks import apply_mask_strategy
 from model.process import build_sampler
 from model.sampling import ClassifierFreeGuidance, TextConditionedDenoiser, sample_latents
@@ -207,6 +207,7 @@ def generate_command(
     seed: int,
     guidance_scale: float,
     num_inference_steps: int,
+    method: SamplingMethod = "own",
     reference: str | None = None,
     mask_strategy: str | None = None,
     fps: float = 24.0,
@@ -227,8 +228,9 @@ def generate_command(
     strategy = mask_strategy or (IMAGE_TO_VIDEO if references else None)
     bundle = load_bundle(checkpoint)
     sampling = SamplingConfig(
-        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, fps=fps, saved_fps=saved_fps
-    )
+        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, method=method, fps=fps,
+        saved_fps=saved_fps,
+    )  # fmt: skip
     requests = [
         Request(prompt, seed + index, references=references, mask_strategy=strategy)
         for index, prompt in enumerate(prompts)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
+from model.diffusion_config import SamplingMethod
 from pipelines.config import RunConfig, load_run_config, preset_names
 from pipelines.weights import app as weights_app
 
@@ -249,6 +250,9 @@ def generate(
     seed: Annotated[int, typer.Option(help="The same seed makes the same video.")] = 0,
     guidance_scale: Annotated[float, typer.Option(min=0.0, help="How closely to follow the prompt.")] = 3.0,
     num_inference_steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
+    method: Annotated[
+        SamplingMethod, typer.Option(help="dpm-solver++ needs few steps, where IDDPM was trained.")
+    ] = "own",
     reference: Annotated[Path | None, typer.Option(help="Image or video that conditions the result.")] = None,
     mask_strategy: Annotated[str | None, typer.Option(help="Where the reference goes; '0' makes it frame 0.")] = None,
     fps: Annotated[float, typer.Option(min=0.1, help="Frame rate told to the network.")] = 24.0,
@@ -259,6 +263,7 @@ def generate(
 
     - `kinoflow generate "a red circle moves left on a white background"`
     - `kinoflow generate "…" --reference first.png --mask-strategy 0`
+    - `kinoflow generate "…" --method dpm-solver++ --num-inference-steps 25`
     """
     from pipelines.local.services import Ports, home_folder, running_services
 
@@ -270,7 +275,7 @@ def generate(
         for path in generate_command(
             checkpoint=source, prompts=prompt, out=str(out), num_frames=num_frames,
             height=height, width=width, seed=seed, guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps, reference=str(reference) if reference else None,
+            num_inference_steps=num_inference_steps, method=method, reference=str(reference) if reference else None,
             mask_strategy=mask_strategy, fps=fps,
         ):  # fmt: skip
             typer.echo(str(path))

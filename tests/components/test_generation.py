@@ -20,6 +20,12 @@ from model.text import build_text_encoder
 
 SCENE = Scene("red", "circle", "left", "white")
 SAMPLING = SamplingConfig(num_inference_steps=3, guidance_scale=3.0)
+SOLVER = SAMPLING.model_copy(update={"method": "dpm-solver++"})
+HOW = pytest.mark.parametrize(
+    ("diffusion", "sampling"),
+    [(FlowConfig(), SAMPLING), (IDDPMConfig(), SAMPLING), (IDDPMConfig(), SOLVER)],
+    ids=["flow", "iddpm", "dpm-solver"],
+)
 
 
 def picture() -> np.ndarray:
@@ -68,22 +74,22 @@ def test_clips_have_the_size_that_was_asked_for(bundle):
     assert all(clip.dtype == np.uint8 for clip in clips)
 
 
-@pytest.mark.parametrize("diffusion", [FlowConfig(), IDDPMConfig()], ids=["flow", "iddpm"])
-def test_a_sample_depends_on_its_seed_and_not_on_its_batch(bundle, diffusion):
+@HOW
+def test_a_sample_depends_on_its_seed_and_not_on_its_batch(bundle, diffusion, sampling):
     changed = replace(bundle, diffusion=diffusion)
     requests = [Request("a red circle", seed) for seed in (5, 6, 7)]
-    together = run(changed, requests, batch_size=3)
-    apart = run(changed, requests, batch_size=1)
+    together = run(changed, requests, batch_size=3, sampling=sampling)
+    apart = run(changed, requests, batch_size=1, sampling=sampling)
     for one, other in zip(together, apart):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
     assert not np.array_equal(together[0], together[1])
 
 
-@pytest.mark.parametrize("diffusion", [FlowConfig(), IDDPMConfig()], ids=["flow", "iddpm"])
-def test_a_given_first_frame_comes_back_as_the_autoencoder_has_it(bundle, diffusion):
+@HOW
+def test_a_given_first_frame_comes_back_as_the_autoencoder_has_it(bundle, diffusion, sampling):
     reference = picture()
     request = Request(SCENE.caption, 1, references=(reference,), mask_strategy="0")
-    clip = run(replace(bundle, diffusion=diffusion), [request])[0]
+    clip = run(replace(bundle, diffusion=diffusion), [request], sampling=sampling)[0]
     rebuilt = to_frames(bundle.autoencoder.decode(bundle.autoencoder.encode(to_pixels(reference)[None])))[0]
     assert np.array_equal(clip[0], rebuilt[0])
     assert not np.array_equal(clip[1], rebuilt[0])
@@ -91,6 +97,11 @@ def test_a_given_first_frame_comes_back_as_the_autoencoder_has_it(bundle, diffus
 
 def test_one_frame_is_a_still_and_is_told_so(bundle):
     assert run(bundle, [Request("a red circle", 1)], num_frames=1)[0].shape == (1, 32, 32, 3)
+
+
+def test_a_flow_is_not_sampled_by_another_solver(bundle):
+    with pytest.raises(KinoflowError, match="trained as a flow; choose the method own"):
+        run(bundle, [Request("a red circle", 1)], sampling=SOLVER)
 
 
 def test_a_size_that_does_not_divide_is_refused(bundle):

@@ -26,6 +26,7 @@ from components.bucket.encoders import EncoderSources, make_autoencoder, make_te
 from components.bucket.plan import plan_evaluation, plan_training
 from components.config import BucketConfig, StagePlanConfig
 from components.errors import KinoflowError
+from components.leakage import check_leakage
 from components.plan_file import PlanFile, held_out_plan, training_plan
 from components.shards import Rows
 from components.shared_tensors import (
@@ -138,6 +139,7 @@ def _kept_clips(clips: str, directory: Path) -> pl.DataFrame:
         raise KinoflowError(
             f"{clips} holds out all of its {len(kept)} kept clips for evaluation; lower eval_share or add videos."
         )
+    check_leakage(kept)
     return kept
 
 

@@ -17,6 +17,7 @@ from components.curate.ledger import CurateReport
 from components.curate.rules import apply_rules
 from components.curate.split import assign_split
 from components.errors import KinoflowError
+from components.leakage import check_leakage
 from components.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,9 @@ def publish(
 def decide(config: CurateConfig, shots: pl.DataFrame) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order."""
     decided = apply_rules(shots, config.rules, caption_required=config.captions.required)
-    return tables.with_caption_digests(assign_split(decided, config.seed, config.eval_share))
+    clips = assign_split(decided, config.seed, config.eval_share)
+    check_leakage(clips)
+    return tables.with_caption_digests(clips)
 
 
 def _gather(config: CurateConfig, source: Manifest, shots: str, count: int) -> pl.DataFrame:

@@ -112,13 +112,13 @@ class StageCheckpoints:
         for step in sorted(self._steps() if steps is None else steps, reverse=True):
             folder = scratch / step_folder(step)
             try:
+                if manifest.load(self.uri(step)).digest in set_aside:
+                    continue
                 if not self._is_ours(step):
                     logger.warning(
                         "%s is of another configuration, data or code, or of before a takedown: not used.",
                         self.uri(step),
                     )
-                    continue
-                if manifest.load(self.uri(step)).digest in set_aside:
                     continue
                 manifest.fetch(self.uri(step), folder, kind=KIND)
                 return step, load_checkpoint(folder)
@@ -139,7 +139,7 @@ class StageCheckpoints:
         """
         set_aside = self._set_aside()
         ours = [step for step in sorted(self._steps()) if self._seems_ours(step)]
-        whole = [step for step in ours if (found := self.complete(step)) is not None and found.digest not in set_aside]
+        whole = [step for step in ours if (found := self._whole(step)) is not None and found.digest not in set_aside]
         if not whole:
             return
         kept = set(whole[-keep:]) | {step for step in whole if keep_every and step % keep_every == 0}
@@ -194,6 +194,11 @@ class StageCheckpoints:
         if (found.config_digest, _lasting(found.inputs), found.code_version) != wanted:
             return False
         return found.inputs == dict(self.inputs) or self.accepts(found)
+
+    def _whole(self, step: int) -> Manifest | None:
+        """The manifest of a checkpoint of ours if all its files are there, whatever was left out up to it."""
+        inputs = manifest.load(self.uri(step)).inputs
+        return manifest.reusable(self.uri(step), KIND, config=self.config, inputs=inputs)
 
     def _seems_ours(self, step: int) -> bool:
         try:

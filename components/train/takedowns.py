@@ -18,6 +18,7 @@ from components.lineage.seen import left_out_steps, open_plan, touched_by
 from components.manifest import Manifest
 from components.takedown import ANNOTATION, TakenDown, in_force, taken_down
 from components.takedown.periods import History, Period, Seen, history_of, inputs_of
+from components.takedown.plans import without
 from model.parallel import Ranks
 from model.window import texts_of_ranks
 
@@ -44,7 +45,11 @@ class StageTakedowns:
         agreed_on = json.loads(texts_of_ranks(json.dumps(found), ranks)[0])
         self.taken = taken_down(data, dataset, agreed_on) if agreed_on else TakenDown()
         self._seen: Seen | None = None
-        self.history: History = (Period.since(0, self._of_plan().plan, self.taken) if self.taken else Period(),)
+        self.history: History = (Period(),)
+        if self.taken:
+            plan = self._of_plan().plan
+            without(plan, self.taken.mask(plan))  # something must be left
+            self.history = (Period.since(0, plan, self.taken),)
 
     @property
     def inputs(self) -> Mapping[str, str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
@@ -18,6 +17,7 @@ from components.manifest import Manifest, ManifestError
 from components.plan_file import PlanFile, training_plan
 from components.takedown import TakenDown, taken_down
 from components.takedown.periods import History, Seen, Steps, history_of
+from components.takedown.plans import Int64
 from model.checkpoint import STATE, Progress
 
 DATASET = "dataset"
@@ -67,12 +67,20 @@ class StageSeen:
     @cached_property
     def clip_ids(self) -> pl.Series:
         """Ids of the clips it has seen, each once, sorted; none where that cannot be told."""
-        if self.dataset is None or self.fault:
+        if self.fault:
             return pl.Series("clip_id", [], dtype=pl.String)
         plan = open_plan(self.data, self.stage)
+        return ids_of(plan, self.clips(plan)).sort()
+
+    def clips(self, plan: PlanFile) -> Int64:
+        """Positions in `plan.clips` of the clips it has seen.
+
+        Args:
+            plan: Of the stage, from `open_plan`.
+        """
+        assert self.dataset is not None
         seen = Seen(plan, self._batches_per_step(), partial(taken_down, self.data, self.dataset))
-        rows = seen.clips(self.history, self.step, left_out_steps(self.published))
-        return ids_of(plan, rows).sort()
+        return seen.clips(self.history, self.step, left_out_steps(self.published))
 
     def taken_down(self, ids: Sequence[str] | None = None) -> TakenDown:
         """What is taken down of the clips of its dataset."""
@@ -86,7 +94,7 @@ class StageSeen:
             raise ManifestError(f"{uri} is missing or damaged; what the checkpoint has seen cannot be told.") from error
 
 
-def ids_of(plan: PlanFile, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> pl.Series:
+def ids_of(plan: PlanFile, rows: Int64) -> pl.Series:
     """Ids of these clips of a plan."""
     return pl.Series("clip_id", list(plan.clips.ids.take(rows).each()), dtype=pl.String)
 
@@ -99,29 +107,33 @@ def open_plan(data: str, stage: str) -> PlanFile:
         return PlanFile.open(Path(folder) / name)
 
 
-def chain(checkpoint: str) -> Iterator[StageSeen]:
+def chain(checkpoint: str, load: Callable[[str], Manifest] = manifest.load) -> Iterator[StageSeen]:
     """The stages that led to a checkpoint, its own first; ends where a parent is gone, replaced, or bare weights.
+
+    Args:
+        checkpoint: URI.
+        load: Finds the manifest of a URI; one that remembers saves requests.
 
     Raises:
         ManifestError: Nothing is published there, or it is no checkpoint.
     """
-    published = manifest.load(checkpoint)
+    published = load(checkpoint)
     if published.kind != CHECKPOINT:
         raise ManifestError(f"{checkpoint} holds {published.kind!r}, not {CHECKPOINT!r}.")
     while True:
         data = published.annotations.get("data", "")
-        yield StageSeen(checkpoint, published, data, _if_still(data, published.inputs.get("data")))
+        yield StageSeen(checkpoint, published, data, _if_still(data, published.inputs.get("data"), load))
         parent = published.annotations.get("parent", "")
-        before = _if_still(parent, published.inputs.get("parent"))
+        before = _if_still(parent, published.inputs.get("parent"), load)
         if before is None or before.kind != CHECKPOINT:
             return
         checkpoint, published = parent, before
 
 
-def _if_still(uri: str, digest: str | None) -> Manifest | None:
+def _if_still(uri: str, digest: str | None, load: Callable[[str], Manifest]) -> Manifest | None:
     """The manifest of an output if it is the one of that digest."""
     try:
-        found = manifest.load(uri) if uri and digest else None
+        found = load(uri) if uri and digest else None
     except ManifestError:
         return None
     return found if found is not None and found.digest == digest else None

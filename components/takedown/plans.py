@@ -98,9 +98,17 @@ def without(plan: PlanFile, is_taken: Mask) -> PlanFile:
 
 def held_out_without(plan: PlanFile, is_taken: Mask) -> PlanFile:
     """A held-out plan without some of its clips; a batch of which nothing is left goes with them."""
-    if not occurs(plan, is_taken):
-        return plan
-    stays = ~is_taken[plan.clip]
+    return only(plan, ~is_taken) if occurs(plan, is_taken) else plan
+
+
+def only(plan: PlanFile, is_wanted: Mask) -> PlanFile:
+    """A plan of only these of its clips, in as many batches as hold any of them.
+
+    Args:
+        plan: Of any kind.
+        is_wanted: (n,) of `plan.clips`.
+    """
+    stays = is_wanted[plan.clip]
     sizes = np.diff(np.concatenate(([0], np.cumsum(stays, dtype=np.int64)))[plan.offsets])
     batch = np.flatnonzero(sizes)
     return PlanFile.build(

@@ -18,7 +18,7 @@ from components.curate import curate
 from components.errors import KinoflowError
 from components.evaluate import evaluate
 from components.ingest import ingest
-from components.lineage.seen import chain, touched_by
+from components.lineage.seen import chain, open_plan, touched_by
 from components.published import Published
 from components.shapes.generate import generate
 from components.shapes.plan import ShapesConfig
@@ -145,6 +145,11 @@ def test_a_takedown_reaches_the_checkpoints_and_the_next_run_does_not_see_its_cl
     again = train(base.config.train_config("stage1"), TRACKING, data=f"{first}/bucket", parent=None,
                   out=f"{base}/runs/again/stage1")  # fmt: skip
     assert not set(next(chain(again.checkpoint)).clip_ids) & web
+    config, shared = base.config.bucket_config(), (f"{base}/objects", f"{base}/latents")
+    bucket(config, f"{first}/curate", *shared, f"{base}/runs/replanned/bucket")
+    replanned = manifest.load(f"{base}/runs/replanned/bucket")
+    assert "taken_down" in replanned.inputs and "taken_down" not in manifest.load(f"{first}/bucket").inputs
+    assert not set(open_plan(f"{base}/runs/replanned/bucket", "stage1").clips.ids.each()) & web
     final = base.run("second", f"{base}/runs/ingest")
     for stage in chain(final):
         assert stage.clip_ids.len() and not set(stage.clip_ids) & web
@@ -164,6 +169,8 @@ def test_a_takedown_reaches_the_checkpoints_and_the_next_run_does_not_see_its_cl
     assert "no longer in force" in base.kinoflow("takedown", "--revoke", filed.id, "--reason", "settled")
     assert in_force(f"{base}/tombstones") == ()
     assert touched_by(last["stage3"]) == (0, set())
+    before = manifest.load(f"{first}/bucket")
+    assert bucket(config, f"{first}/curate", *shared, f"{first}/bucket").manifest_digest == before.digest
 
 
 @pytest.mark.slow

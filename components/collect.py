@@ -11,7 +11,7 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components import manifest, store
 from components.errors import KinoflowError
-from components.layout import CHECKPOINT, HISTORY, REPORT, STEP_FOLDER
-from components.manifest import Manifest, ManifestError
-from components.store import PendingUpload, StoredObject
+from components.layout import HISTORY, REPORT, STEP_FOLDER
+from components.published import Published
+from components.store import PendingUpload
 
 CHECKPOINT_FILE = re.compile(
     r"(model|ema|optimizer)\.safetensors|(config|state)\.json|optimizer/part-\d{5}-of-\d{5}\.safetensors|receipts/.+\.json"
@@ -78,7 +78,7 @@ def survey(root: str, retention: Retention) -> Survey:
     Raises:
         KinoflowError: nothing there was published by this program.
     """
-    return _Surveyor(root.rstrip("/") if root.strip("/") else root, retention).run()
+    return _Surveyor(Published(root), retention).run()
 
 
 def remove(rubbish: Iterable[Rubbish]) -> None:
@@ -95,23 +95,17 @@ def remove(rubbish: Iterable[Rubbish]) -> None:
 class _Surveyor:
     """One look at everything below a root."""
 
-    def __init__(self, root: str, retention: Retention) -> None:
-        self.root, self.retention = root, retention
+    def __init__(self, published: Published, retention: Retention) -> None:
+        self.published, self.retention = published, retention
+        self.root, self.objects, self.below = published.root, published.objects, published.below
+        self.manifests = published.manifests
         self.oldest_alive_s = time.time() - retention.grace_h * 3600
-        self.objects = store.list_objects(root)
-        self.below: dict[str, list[StoredObject]] = defaultdict(list)  # folder -> everything below it
-        for item in self.objects:
-            for folder in PurePosixPath(item.key).parents:
-                self.below["" if str(folder) == "." else str(folder)].append(item)
-        self.manifests = {
-            folder: found for folder in self._folders_with(manifest.NAME) if (found := self._load(folder))
-        }
-        self.notes = self._folders_with(manifest.NOTE)
+        self.notes = published.folders_with(manifest.NOTE)
         self.result = Survey()
 
     def run(self) -> Survey:
         """Everything that can go."""
-        if not self.manifests and not any(manifest.read_note(self._uri(folder)) for folder in self.notes):
+        if not self.manifests and not any(manifest.read_note(self.published.uri(folder)) for folder in self.notes):
             raise KinoflowError(
                 f"{self.root} is no root of this program's outputs (nothing below it is published); nothing is removed."
             )
@@ -128,7 +122,7 @@ class _Surveyor:
 
     def _checkpoints(self) -> None:
         used = self._used()
-        for stage, folders in sorted(self._stages().items()):
+        for stage, folders in sorted(self.published.stages().items()):
             superseded = []
             for group in self._by_origin(folders):
                 for age, folder in enumerate(reversed(group)):
@@ -136,25 +130,16 @@ class _Surveyor:
                     if reason is None:
                         superseded.append(folder)
                     else:
-                        self.result.kept[self._uri(folder)] = reason
+                        self.result.kept[self.published.uri(folder)] = reason
             if superseded:
                 good = self._last_good(folders)
                 if good in superseded:
-                    self.result.kept[self._uri(good)] = f"the last whole one of {stage or self.root}"
+                    self.result.kept[self.published.uri(good)] = f"the last whole one of {stage or self.root}"
                     superseded.remove(good)
                 elif good is None:  # nothing is whole: leave what is there to a person
-                    self.result.kept |= dict.fromkeys(map(self._uri, superseded), "nothing newer is whole")
+                    self.result.kept |= dict.fromkeys(map(self.published.uri, superseded), "nothing newer is whole")
                     superseded = []
             self.result.rubbish += [self._all_of("superseded checkpoint", folder) for folder in superseded]
-
-    def _stages(self) -> Mapping[str, list[str]]:
-        """Folders of the checkpoints of each stage, oldest step first."""
-        stages: dict[str, list[str]] = defaultdict(list)
-        for folder, found in self.manifests.items():
-            path = PurePosixPath(folder)
-            if found.kind == CHECKPOINT and STEP_FOLDER.fullmatch(path.name):
-                stages[str(path.parent)].append(folder)
-        return {stage: sorted(folders) for stage, folders in stages.items()}
 
     def _by_origin(self, folders: list[str]) -> list[list[str]]:
         """Checkpoints of one configuration, data and code go on from each other; those of another are no newer ones."""
@@ -171,9 +156,9 @@ class _Surveyor:
             return f"among the newest {self.retention.keep_last}"
         if self.retention.keep_every and step % self.retention.keep_every == 0:
             return f"every {self.retention.keep_every} steps"
-        if manifest.is_pinned(self._uri(folder)):
+        if manifest.is_pinned(self.published.uri(folder)):
             return "something was made from it"
-        if self.manifests[folder].digest in used or self._uri(folder) in used:
+        if self.manifests[folder].digest in used or self.published.uri(folder) in used:
             return "named by another output or a report"
         return None
 
@@ -191,7 +176,7 @@ class _Surveyor:
     def _last_good(self, folders: list[str]) -> str | None:
         """The newest checkpoint of a stage that is whole to the last byte, which is read to know it."""
         for folder in reversed(folders):
-            faults = manifest.verify(self._uri(folder))
+            faults = manifest.verify(self.published.uri(folder))
             if not faults:
                 return folder
             self.result.faults += faults
@@ -201,7 +186,7 @@ class _Surveyor:
 
     def _half_written(self) -> None:
         for folder in sorted(self.notes):
-            note = manifest.read_note(self._uri(folder))
+            note = manifest.read_note(self.published.uri(folder))
             if note is None or not self._is_old(folder):
                 continue
             if folder in self.manifests:
@@ -215,7 +200,7 @@ class _Surveyor:
 
     def _unpublished_steps(self) -> Iterator[str]:
         """Folders of checkpoints without manifest or note, beside checkpoints or the history of a stage."""
-        stages = set(self._stages())
+        stages = set(self.published.stages())
         for folder in list(self.below):
             path = PurePosixPath(folder)
             if not STEP_FOLDER.fullmatch(path.name) or folder in self.manifests or folder in self.notes:
@@ -239,7 +224,7 @@ class _Surveyor:
         """What a process killed in the middle of a local write has left beside its target."""
         if store.is_s3(self.root):
             return
-        ours = {*self.manifests, *self.notes, *self._stages(), *self._unpublished_steps()}
+        ours = {*self.manifests, *self.notes, *self.published.stages(), *self._unpublished_steps()}
         for item in self.objects:
             path = PurePosixPath(item.key)
             inside = any(("" if str(parent) == "." else str(parent)) in ours for parent in path.parents)
@@ -248,20 +233,6 @@ class _Surveyor:
                 self.result.rubbish.append(Rubbish("temporary file", uri, size_bytes=item.size_bytes))
 
     # --- shared --------------------------------------------------------------------------------------------------
-
-    def _uri(self, folder: str) -> str:
-        return store.join(self.root, folder) if folder else self.root
-
-    def _folders_with(self, name: str) -> set[str]:
-        found = (PurePosixPath(item.key) for item in self.objects)
-        return {"" if str(path.parent) == "." else str(path.parent) for path in found if path.name == name}
-
-    def _load(self, folder: str) -> Manifest | None:
-        """The manifest of a folder; None for a file of that name that is somebody else's."""
-        try:
-            return manifest.load(self._uri(folder))
-        except ManifestError:
-            return None
 
     def _is_old(self, folder: str) -> bool:
         return max(item.modified_s for item in self.below[folder]) < self.oldest_alive_s
@@ -280,7 +251,7 @@ class _Surveyor:
         base = f"{folder}/" if folder else ""
         sizes = {item.key.removeprefix(base): item.size_bytes for item in self.below[folder]}
         keys = tuple(name for name in wanted if name in sizes)
-        return Rubbish(what, self._uri(folder), keys, sum(sizes[key] for key in keys))
+        return Rubbish(what, self.published.uri(folder), keys, sum(sizes[key] for key in keys))
 
 
 def _form(name: str) -> str:

@@ -143,6 +143,11 @@ class TrainConfig(Section):
     hang_timeout_s: float | None = Field(
         1800.0, gt=0, description="Without a batch or a saved file for so long the process ends; never when absent."
     )
+    touched_checkpoint: Literal["refuse", "go_back", "go_on"] = Field(
+        "refuse",
+        description="What to do about a checkpoint that has seen clips which are taken down since: stop, train again "
+        "from before it saw any, or keep what it learnt.",
+    )
     store_outage_s: float = Field(900.0, ge=0, description="How long a store that refuses checkpoints is put up with.")
     peak_flops_per_s: float | None = Field(
         None,

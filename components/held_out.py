@@ -13,6 +13,8 @@ from components import manifest
 from components.batches import BatchReader
 from components.plan_file import PlanFile, held_out_plan
 from components.shared_tensors import open_index
+from components.takedown import taken_down
+from components.takedown.plans import held_out_without
 from model.diffusion_config import DiffusionConfig
 from model.process import build_process
 from model.sampling import TextConditionedDenoiser
@@ -92,7 +94,7 @@ def mean_held_out_loss(losses: list[HeldOutLoss]) -> float | None:
 
 
 def open_held_out(data: str, stage: str, folder: Path) -> BatchReader:
-    """The held-out batches of a stage.
+    """The held-out batches of a stage, without clips that are taken down.
 
     Args:
         data: URI of the bucket output.
@@ -100,5 +102,8 @@ def open_held_out(data: str, stage: str, folder: Path) -> BatchReader:
         folder: for local copies of the plan and of where its tensors lie.
     """
     name = held_out_plan(stage)
-    manifest.fetch(data, folder, [name], kind="dataset")
-    return BatchReader(open_index(data, folder), PlanFile.open(folder / name))
+    dataset = manifest.fetch(data, folder, [name], kind="dataset")
+    plan, taken = PlanFile.open(folder / name), taken_down(data, dataset)
+    if taken:
+        plan = held_out_without(plan, taken.mask(plan))
+    return BatchReader(open_index(data, folder), plan)

@@ -233,6 +233,12 @@ def is_pinned(uri: str) -> bool:
     return bool(store.list_objects(uses_of(uri)))
 
 
+def used_by(uri: str) -> list[str]:
+    """What was made from this output, as `pin` was told."""
+    recorded = [store.join(uses_of(uri), item.key) for item in store.list_objects(uses_of(uri))]
+    return sorted({str(json.loads(store.read_bytes(record))["used_by"]) for record in recorded})
+
+
 def uses_of(uri: str) -> str:
     """Where the uses of `root/stage/output` are recorded: root/used-by/stage/output."""
     root, *names = uri.rstrip("/").rsplit("/", 2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +46,18 @@ class Texts:
     def __getitem__(self, row: int) -> str:
         """One of the strings."""
         return self.data[int(self.offsets[row]) : int(self.offsets[row + 1])].tobytes().decode()
+
+    def each(self) -> Iterator[str]:
+        """The strings one after another, decoded many at a time."""
+        for start in range(0, len(self), _CHUNK_ROWS):
+            bounds = self.offsets[start : start + _CHUNK_ROWS + 1]
+            data = self.data[int(bounds[0]) : int(bounds[-1])].tobytes()
+            ends = (bounds - bounds[0]).tolist()
+            if data.isascii():
+                text = data.decode()
+                yield from (text[begin:end] for begin, end in itertools.pairwise(ends))
+            else:
+                yield from (data[begin:end].decode() for begin, end in itertools.pairwise(ends))
 
     def take(self, rows: NDArray[np.int64]) -> Texts:
         """These strings, in this order."""

@@ -13,15 +13,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 import yaml
-from rich.console import Console
 
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
 from model.diffusion_config import SamplingMethod
 from pipelines.config import RunConfig, load_run_config, preset_names
+from pipelines.provenance import lineage, takedown
+from pipelines.terminal import BUCKET, make_console
 from pipelines.weights import app as weights_app
-
-BUCKET = "s3://kinoflow"
 
 app = typer.Typer(
     help="Train text-to-video models the Open-Sora 1.1 way: on this machine, under DVC, or on Kubeflow.",
@@ -29,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
+app.command()(takedown)
+app.command()(lineage)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
@@ -79,7 +80,7 @@ def run(
         config = config.model_copy(update={"evaluate": evaluation})
     request = RunRequest(config, source, name, base.rstrip("/"), experiment, dataset_digest(source))
     try:
-        run_graph(request, home, Ports(s3_port, mlflow_port), _console())
+        run_graph(request, home, Ports(s3_port, mlflow_port), make_console())
     except (KeyboardInterrupt, SystemExit):
         typer.echo(f"interrupted; the same command goes on where the run {name!r} stopped.", err=True)
         raise
@@ -142,7 +143,7 @@ def plan(
         step_s=step_seconds, caption_tokens=caption_tokens, clips=clips,
     )  # fmt: skip
     made = make_plan(_load(preset, set_), options, say=lambda text: typer.echo(text, err=True))
-    print_plan(made, _console())
+    print_plan(made, make_console())
     if write is not None:
         write_planned(made, preset, _changes(set_), write)
         typer.echo(f"wrote {write}; start it with `kinoflow run --preset {write}`")
@@ -223,7 +224,7 @@ def gc(
     from pipelines.upkeep import collect_garbage
 
     retention = Retention(keep_last=keep_last, keep_every=keep_every, grace_h=grace_hours)
-    collect_garbage(root, retention, dry_run=dry_run, console=_console())
+    collect_garbage(root, retention, dry_run=dry_run, console=make_console())
 
 
 @app.command()
@@ -327,12 +328,6 @@ def exec_(command: Annotated[list[str], typer.Argument(help="The command and its
         except OSError as error:
             raise KinoflowError(f"Could not run {command[0]!r}: {error.strerror}.") from error
     raise typer.Exit(code)
-
-
-def _console() -> Console:
-    """The terminal as it is; a log file wide enough for a table."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def _load(preset: str, changes: list[str] | None) -> RunConfig:

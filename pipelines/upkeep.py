@@ -7,9 +7,10 @@ from collections import defaultdict
 from rich.console import Console
 from rich.table import Table
 
-from components import manifest, store
+from components import manifest
 from components.collect import Retention, Rubbish, Survey, remove, survey
 from components.manifest import ManifestError
+from components.published import Published
 
 
 def verify_below(uri: str) -> tuple[int, list[str]]:
@@ -21,8 +22,8 @@ def verify_below(uri: str) -> tuple[int, list[str]]:
     Raises:
         ManifestError: nothing is published there.
     """
-    keys = [item.key for item in store.list_objects(uri)]
-    prefixes = _folders(uri, keys, manifest.NAME)
+    published = Published(uri)
+    prefixes = _folders(published, manifest.NAME)
     if not prefixes:
         raise ManifestError(f"Nothing is published at or below {uri} (no {manifest.NAME}).")
     faults = []
@@ -31,15 +32,14 @@ def verify_below(uri: str) -> tuple[int, list[str]]:
             faults += manifest.verify(prefix)
         except ManifestError as error:
             faults.append(str(error))
-    unfinished = set(_folders(uri, keys, manifest.NOTE)) - set(prefixes)
+    unfinished = set(_folders(published, manifest.NOTE)) - set(prefixes)
     for prefix in sorted(unfinished):
         faults.append(f"{prefix} is half-written: its writer is still at it or was killed; run the step again.")
     return len(prefixes), faults
 
 
-def _folders(uri: str, keys: list[str], name: str) -> list[str]:
-    found = [key.removesuffix(name) for key in keys if key.rsplit("/", 1)[-1] == name]
-    return [store.join(uri, folder).rstrip("/") for folder in found]
+def _folders(published: Published, name: str) -> list[str]:
+    return [published.uri(folder) for folder in sorted(published.folders_with(name))]
 
 
 def collect_garbage(root: str, retention: Retention, *, dry_run: bool, console: Console) -> Survey:

@@ -22,6 +22,7 @@ EXPECTED = {
         "SIGKILL in the middle of a save",
     ),
     Benchmark.PLANNER: ("longest over mean step, planned", "step time, predicted over measured"),
+    Benchmark.TAKEDOWN: ("split, 2,000 clips", "takedown of a tenth, 2,000 clips, 3 checkpoints"),
     Benchmark.SAMPLING: ("one sample: guidance in one pass over two", "one guided sample"),
 }
 

@@ -26,6 +26,7 @@ from components.bucket.encoders import EncoderSources, make_autoencoder, make_te
 from components.bucket.plan import plan_evaluation, plan_training
 from components.config import BucketConfig, StagePlanConfig
 from components.errors import KinoflowError
+from components.leakage import check_leakage
 from components.plan_file import PlanFile, held_out_plan, training_plan
 from components.shards import Rows
 from components.shared_tensors import (
@@ -37,6 +38,8 @@ from components.shared_tensors import (
     publish_locations,
     write_index,
 )
+from components.takedown import ANNOTATION as TOMBSTONES
+from components.takedown import Filed, beside, identity, in_force, meets
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +105,16 @@ def bucket(config: BucketConfig, clips: str, objects: str, latents: str, out: st
     check_config(config)
     with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
         sources = EncoderSources.open(config, Path(scratch))
-        inputs = {"clips": manifest.load(clips).digest, **sources.digests}
+        kept, without = _kept_clips(clips, in_force(beside(objects)), Path(scratch))
+        inputs = {"clips": manifest.load(clips).digest, **sources.digests, **identity(without)}
         found = manifest.reusable(out, KIND, config=config, inputs=inputs)
         if found is None or not is_readable(out, found, latents, Path(scratch) / "found"):
-            table = _kept_clips(clips, Path(scratch))
-            making = _Making(config, table, sources, objects=objects, latents=latents, out=out)
+            making = _Making(config, kept, sources, objects=objects, latents=latents, out=out)
             with manifest.publish(out, KIND, config=config, inputs=inputs) as publication:
                 facts = making.fill(publication.directory, Path(scratch))
                 publication.facts.update(facts.model_dump(mode="json"))
-                publication.annotations.update({"clips": clips, ANNOTATION: making.locations})
+                told = {"clips": clips, ANNOTATION: making.locations, TOMBSTONES: beside(objects)}
+                publication.annotations.update(told)
             found = publication.manifest
             assert found is not None
     logger.info("planned %d stages into %s", len(config.stages), out)
@@ -128,17 +132,23 @@ def check_config(config: BucketConfig) -> None:
         raise KinoflowError(f"Two stages are called {repeated[0]!r}; give every stage a name of its own.")
 
 
-def _kept_clips(clips: str, directory: Path) -> pl.DataFrame:
+def _kept_clips(clips: str, filed: Sequence[Filed], directory: Path) -> tuple[pl.DataFrame, list[str]]:
+    """Kept clips that nobody took down, and the ids of those that were taken down after they were kept."""
     manifest.fetch(clips, directory, [CLIPS_TABLE], kind=CLIPS_KIND)
     table = tables.read(directory / CLIPS_TABLE, tables.CLIPS)
     kept = table.filter(pl.col("outcome") == "kept")
+    is_taken = meets(kept, [each.tombstone.rules for each in filed])
+    taken, kept = kept.filter(is_taken)["clip_id"].to_list(), kept.filter(~is_taken)
+    if taken and not len(kept):
+        raise KinoflowError(f"Every kept clip of {clips} is taken down; curate other videos.")
     if not len(kept):
         raise KinoflowError(f"{clips} keeps none of its {len(table)} clips; loosen the curation rules or add videos.")
     if not (kept["split"] == "train").any():
         raise KinoflowError(
             f"{clips} holds out all of its {len(kept)} kept clips for evaluation; lower eval_share or add videos."
         )
-    return kept
+    check_leakage(kept)
+    return kept, taken
 
 
 def plan_stage(

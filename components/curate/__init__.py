@@ -30,4 +30,4 @@ def curate(config: CurateConfig, videos: str, objects: str, out: str) -> CurateR
         KinoflowError: nothing is published at `videos`, nothing has a caption, more files failed than the config
             allows, or no clip is left.
     """
-    return publish(config, videos, out, lambda _, table: analyse_files(config, table, objects))
+    return publish(config, videos, objects, out, lambda _, table: analyse_files(config, table, objects))

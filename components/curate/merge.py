@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -17,7 +17,10 @@ from components.curate.ledger import CurateReport
 from components.curate.rules import apply_rules
 from components.curate.split import assign_split
 from components.errors import KinoflowError
+from components.leakage import check_leakage
 from components.manifest import Manifest
+from components.takedown import ANNOTATION as TOMBSTONES
+from components.takedown import Filed, beside, concerning, identity, in_force, mark
 
 logger = logging.getLogger(__name__)
 
@@ -40,32 +43,38 @@ def merge(config: CurateConfig, videos: str, objects: str, shots: str, parts: in
         KinoflowError: a part is missing or made from something else, more files failed than the config allows, or no
             clip is left.
     """
-    return publish(config, videos, out, lambda source, _: _gather(config, source, shots, parts))
+    return publish(config, videos, objects, out, lambda source, _: _gather(config, source, shots, parts))
 
 
 def publish(
-    config: CurateConfig, videos: str, out: str, measure: Callable[[Manifest, pl.DataFrame], pl.DataFrame]
+    config: CurateConfig,
+    videos: str,
+    objects: str,
+    out: str,
+    measure: Callable[[Manifest, pl.DataFrame], pl.DataFrame],
 ) -> CurateReport:
     """Publish the `clips` table of the shots that `measure` gives, unless it is there already.
 
     Args:
-        config, videos, out: as for `merge`.
+        config, videos, objects, out: as for `merge`.
         measure: from the manifest and the table of `videos` to all shots, sorted by clip id.
     """
     source, table = measuring.read_videos(videos)
     # The number of processes changes nothing in the result, nor does the number of parts.
     recorded = config.model_copy(update={"workers": None})
-    inputs = {"videos": source.digest}
+    filed = concerning(table, in_force(beside(objects)))
+    inputs = {"videos": source.digest, **identity([each.id for each in filed])}
     found = manifest.reusable(out, KIND, config=recorded, inputs=inputs)
     if found is None:
         ledger.check_captions(config, videos, table)
         shots = measure(source, table)
         ledger.check_failures(config, table, shots)
-        clips = decide(config, shots)
+        clips = decide(config, shots, filed)
         with manifest.publish(out, KIND, config=recorded, inputs=inputs) as publication:
             tables.write(clips, publication.directory / TABLE, tables.CLIPS)
             counts = ledger.count(table, clips)
             publication.facts.update(counts.model_dump(mode="json", exclude={"manifest_digest"}))
+            publication.annotations.update({"videos": videos, TOMBSTONES: beside(objects)})
         found = publication.manifest
         assert found is not None
     report = CurateReport.model_validate({**found.facts, "manifest_digest": found.digest})
@@ -74,10 +83,12 @@ def publish(
     return report
 
 
-def decide(config: CurateConfig, shots: pl.DataFrame) -> pl.DataFrame:
-    """Measured shots, sorted by clip id, to decided clips in the same order."""
-    decided = apply_rules(shots, config.rules, caption_required=config.captions.required)
-    return tables.with_caption_digests(assign_split(decided, config.seed, config.eval_share))
+def decide(config: CurateConfig, shots: pl.DataFrame, filed: Sequence[Filed] = ()) -> pl.DataFrame:
+    """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
+    decided = apply_rules(mark(shots, filed), config.rules, caption_required=config.captions.required)
+    clips = assign_split(decided, config.seed, config.eval_share)
+    check_leakage(clips)
+    return tables.with_caption_digests(clips)
 
 
 def _gather(config: CurateConfig, source: Manifest, shots: str, count: int) -> pl.DataFrame:

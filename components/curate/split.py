@@ -3,64 +3,91 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+NEAR_DUPLICATE_GROUP = "near_duplicate_group"
 
 
 def assign_split(clips: pl.DataFrame, seed: int, eval_share: float) -> pl.DataFrame:
     """Fill `split` of the kept clips with "train" or "eval".
 
-    Sources that share a near-duplicate go to one side together. For each medium with at least two such groups, one
-    is held out even when no hash falls below `eval_share`; one is always left to train on. A share of 0 holds out
-    none.
+    Sources that share a near-duplicate, kept or not, go to one side together. For each medium with at least two such
+    groups, one is held out even when no hash falls below `eval_share`; one is always left to train on. A share of 0
+    holds out none.
+
+    Args:
+        clips: table of the `clips` schema; `near_duplicate_group` may be missing.
+        seed: decides which groups are held out.
+        eval_share: of the groups.
     """
-    group_of = _groups(clips)
-    kept = clips.filter(pl.col("outcome") == "kept")
-    groups_by_media: dict[str, set[str]] = defaultdict(set)
-    for source_id, media in kept.select("source_id", "media").iter_rows():
-        groups_by_media[media].add(group_of[source_id])
-    held_out = {group for groups in groups_by_media.values() for group in groups if _draw(seed, group) < eval_share}
+    names, source = _numbered(clips["source_id"])
+    group = _groups(clips, source, len(names))[source]
+    kept = clips.select("media", is_kept=pl.col("outcome") == "kept", group=pl.Series(group, dtype=pl.Int64))
+    by_media = kept.filter("is_kept").group_by("media").agg(pl.col("group").unique()).sort("media")
+    present = np.unique(kept.filter("is_kept")["group"].to_numpy())
+    draws = np.array([_draw(seed, names[number]) for number in present.tolist()], dtype=np.float64)
+    held_out = draws < eval_share
     if eval_share > 0:
-        for media in sorted(groups_by_media):
-            held_out = _with_both_sides(groups_by_media[media], held_out, seed)
-    splits = [
-        None if outcome != "kept" else "eval" if group_of[source_id] in held_out else "train"
-        for source_id, outcome in clips.select("source_id", "outcome").iter_rows()
-    ]
-    return clips.with_columns(pl.Series("split", splits, dtype=pl.String))
+        for groups in by_media["group"]:
+            _see_to_both_sides(np.searchsorted(present, np.sort(groups.to_numpy())), held_out, draws)
+    is_eval = pl.Series(np.isin(group, present[held_out]))
+    split = pl.when(pl.col("outcome") == "kept").then(pl.when(is_eval).then(pl.lit("eval")).otherwise(pl.lit("train")))
+    return clips.with_columns(split.cast(pl.String).alias("split"))
 
 
-def _with_both_sides(groups: set[str], held_out: set[str], seed: int) -> set[str]:
-    ordered = sorted(groups, key=lambda group: (_draw(seed, group), group))
-    if len(ordered) < 2:
-        return held_out - groups
-    if not groups & held_out:
-        return held_out | {ordered[0]}
-    if groups <= held_out:
-        return held_out - {ordered[-1]}
-    return held_out
+def _see_to_both_sides(members: Int64, held_out: NDArray[np.bool_], draws: NDArray[np.float64]) -> None:
+    """Leave one group of a medium to each side where there are two; `members` point into the other arrays, by name."""
+    order = members[np.argsort(draws[members], kind="stable")]
+    if len(order) < 2:
+        held_out[order] = False
+    elif not held_out[order].any():
+        held_out[order[0]] = True
+    elif held_out[order].all():
+        held_out[order[-1]] = False
 
 
-def _groups(clips: pl.DataFrame) -> dict[str, str]:
-    """The group of each source, named by its smallest source id: connected by near-duplicates (union-find)."""
-    parent = {source_id: source_id for source_id in clips["source_id"]}
-
-    def find(source_id: str) -> str:
-        while parent[source_id] != source_id:
-            parent[source_id] = parent[parent[source_id]]
-            source_id = parent[source_id]
-        return source_id
-
-    source_of = dict(clips.select("clip_id", "source_id").iter_rows())
-    pairs: Iterable[tuple[str, str]] = (
-        clips.filter(pl.col("near_duplicate_of").is_not_null()).select("source_id", "near_duplicate_of").iter_rows()
+def _numbered(column: pl.Series) -> tuple[list[str], Int64]:
+    """The different values in their order, and of each row the position of its value."""
+    names = column.unique().sort()
+    numbers = column.to_frame("name").join(
+        names.to_frame("name").with_row_index("number"), on="name", how="left", maintain_order="left"
     )
-    for source_id, original in pairs:
-        first, second = sorted((find(source_id), find(source_of[original])))
-        parent[second] = first
-    return {source_id: find(source_id) for source_id in parent}
+    return names.to_list(), numbers["number"].to_numpy().astype(np.int64)
+
+
+def _groups(clips: pl.DataFrame, source: Int64, num_sources: int) -> Int64:
+    """(num_sources,) the smallest source that each one is connected to by near-duplicates."""
+    rows = clips.select("clip_id", "near_duplicate_of", source=pl.Series(source))
+    originals = rows.select("near_duplicate_of", "source").drop_nulls()
+    pairs = originals.join(rows.select("clip_id", other="source"), left_on="near_duplicate_of", right_on="clip_id")
+    edges = [pairs.select("source", "other")]
+    if NEAR_DUPLICATE_GROUP in clips.columns:
+        members = rows.select("source", clips[NEAR_DUPLICATE_GROUP]).drop_nulls()
+        edges.append(members.select("source", other=pl.col("source").min().over(NEAR_DUPLICATE_GROUP)))
+    first, second = pl.concat(edges).unique().to_numpy().T
+    return _components(first, second, num_sources)
+
+
+def _components(first: Int64, second: Int64, count: int) -> Int64:
+    """(count,) the smallest number that each one is connected to by the edges first[i], second[i].
+
+    Labels sink along edges, and every label follows its own label, until nothing moves: each round at least halves
+    the height of the trees (Shiloach and Vishkin, 1982).
+    """
+    label = np.arange(count, dtype=np.int64)
+    while True:
+        before = label.copy()
+        low = np.minimum(label[first], label[second])
+        for end in (first, second):
+            np.minimum.at(label, before[end], low)
+            np.minimum.at(label, end, low)
+        label = label[label]
+        if (label == before).all():
+            return label
 
 
 def _draw(seed: int, group: str) -> float:

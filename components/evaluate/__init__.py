@@ -28,6 +28,7 @@ from components.held_out import (
     open_held_out,
     timesteps_of,
 )
+from components.takedown import identity, kept_of, taken_down
 from components.tracking import Tracker, open_tracker
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ def evaluate(
         out: URI of the prefix to publish.
     """
     published = manifest.load(checkpoint)
-    inputs = {"checkpoint": published.digest, "data": manifest.load(data).digest, "clips": manifest.load(clips).digest}
+    dataset = manifest.load(data)
+    inputs = {"checkpoint": published.digest, "data": dataset.digest, "clips": manifest.load(clips).digest}
+    taken = taken_down(data, dataset)
+    inputs |= identity(kept_of(clips, taken))
     done = manifest.reusable(out, KIND, config=config, inputs=inputs)
     if done is not None:
         logger.info("evaluation at %s is up to date", out)
@@ -85,7 +89,7 @@ def evaluate(
     ):
         local = Path(scratch)
         bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
-        jobs = plan_jobs(config, clips=clips, objects=objects, scratch=local)
+        jobs = plan_jobs(config, clips=clips, objects=objects, taken=taken, scratch=local)
         with open_held_out(data, stage, local / "data") as batches:
             samples, report = _measure(config, bundle, batches, stage, jobs)
         folder = publication.directory

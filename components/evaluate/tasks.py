@@ -18,6 +18,7 @@ from components.evaluate import truth
 from components.evaluate.pictures import Sample
 from components.generation import IMAGE_TO_VIDEO, Request
 from components.shapes.measure import score
+from components.takedown import TakenDown
 
 TEXT_TO_IMAGE, TEXT_TO_VIDEO, IMAGE_VIDEO = "text-to-image", "text-to-video", "image-to-video"
 
@@ -43,16 +44,25 @@ class Job:
         )
 
 
-def plan_jobs(config: EvaluateConfig, *, clips: str, objects: str, scratch: Path) -> list[Job]:
+def plan_jobs(
+    config: EvaluateConfig, *, clips: str, objects: str, scratch: Path, taken: TakenDown | None = None
+) -> list[Job]:
     """Prompts, seeds and references of every task; nothing for a task with a count of zero.
 
     With `config.measure_shapes` prompts come from the made world's grammar and first frames are drawn fresh; without,
     prompts are the configured ones or held-out captions, and first frames those of held-out clips.
+
+    Args:
+        config: what to generate.
+        clips: URI of the curate output.
+        objects: URI of the source videos.
+        scratch: for local copies.
+        taken: clips whose captions and frames are not used.
     """
     if config.measure_shapes:
         prompts, references = _made_world(config)
     else:
-        prompts, references = _held_out_world(config, clips, objects, scratch)
+        prompts, references = _held_out_world(config, clips, objects, scratch, taken or TakenDown())
     counts = {
         TEXT_TO_IMAGE: (config.num_text_to_image, 1),
         TEXT_TO_VIDEO: (config.num_text_to_video, config.num_frames),
@@ -94,10 +104,12 @@ def _made_world(config: EvaluateConfig) -> tuple[Prompts, FirstFrames]:
     return prompts, list(truth.first_frames(started, config.seed, config.num_frames, config.height, config.width))
 
 
-def _held_out_world(config: EvaluateConfig, clips: str, objects: str, scratch: Path) -> tuple[Prompts, FirstFrames]:
+def _held_out_world(
+    config: EvaluateConfig, clips: str, objects: str, scratch: Path, taken: TakenDown
+) -> tuple[Prompts, FirstFrames]:
     manifest.fetch(clips, scratch / "clips", ["clips.parquet"])
     table = tables.read(scratch / "clips" / "clips.parquet", tables.CLIPS)
-    kept = table.filter(pl.col("outcome") == "kept").sort("clip_id")
+    kept = table.filter((pl.col("outcome") == "kept") & ~pl.col("clip_id").is_in(list(taken.ids))).sort("clip_id")
     held_out = kept.filter(pl.col("split") == "eval")
     chosen = held_out if held_out.height else kept
     captioned = chosen.filter(pl.col("caption").is_not_null())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import JsonValue
@@ -16,6 +16,7 @@ from components.config import TrainConfig
 from components.errors import KinoflowError
 from components.layout import CHECKPOINT, SET_ASIDE, STEP_FOLDER, step_folder
 from components.manifest import Manifest, ManifestError
+from components.takedown import REASON
 from components.train.parts import wait_for_parts, write_part
 from model.checkpoint import TrainingState, checkpoint_files, load_checkpoint
 
@@ -26,6 +27,7 @@ KIND = CHECKPOINT
 BOOKKEEPING = {
     "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "parallel", "sequence_parallel",
     "colossalai_plugin", "gate", "grace_s", "hang_timeout_s", "store_outage_s", "peak_flops_per_s", "read_ahead_bytes",
+    "touched_checkpoint",
 }  # fmt: skip
 
 
@@ -36,12 +38,14 @@ class StageCheckpoints:
     Attributes:
         out: URI of the stage; a checkpoint lies at out/step-00000500.
         config: what decides the result.
-        inputs: digests of the data and (if any) of the parent checkpoint.
+        inputs: digests of the data and (if any) of the parent checkpoint and of what was left out of the data.
+        accepts: whether to go on from a checkpoint that differs in what was left out.
     """
 
     out: str
     config: Mapping[str, JsonValue]
     inputs: Mapping[str, str]
+    accepts: Callable[[Manifest], bool] = field(default=lambda _: False, compare=False)
 
     @classmethod
     def of(cls, config: TrainConfig, out: str, inputs: Mapping[str, str]) -> StageCheckpoints:
@@ -50,8 +54,8 @@ class StageCheckpoints:
 
     @property
     def identity(self) -> str:
-        """Digest of configuration, inputs and code."""
-        facts: dict[str, JsonValue] = {"inputs": dict(self.inputs), "code": manifest.code_version()}
+        """Digest of configuration, inputs and code; what was left out of the data may change as the stage runs."""
+        facts: dict[str, JsonValue] = {"inputs": _lasting(self.inputs), "code": manifest.code_version()}
         return manifest.digest_of({**facts, "config": dict(self.config)})
 
     def uri(self, step: int) -> str:
@@ -108,10 +112,13 @@ class StageCheckpoints:
         for step in sorted(self._steps() if steps is None else steps, reverse=True):
             folder = scratch / step_folder(step)
             try:
-                if not self._is_ours(step):
-                    logger.warning("%s is of another configuration, data or code: not used.", self.uri(step))
-                    continue
                 if manifest.load(self.uri(step)).digest in set_aside:
+                    continue
+                if not self._is_ours(step):
+                    logger.warning(
+                        "%s is of another configuration, data or code, or of before a takedown: not used.",
+                        self.uri(step),
+                    )
                     continue
                 manifest.fetch(self.uri(step), folder, kind=KIND)
                 return step, load_checkpoint(folder)
@@ -132,7 +139,7 @@ class StageCheckpoints:
         """
         set_aside = self._set_aside()
         ours = [step for step in sorted(self._steps()) if self._seems_ours(step)]
-        whole = [step for step in ours if (found := self.complete(step)) is not None and found.digest not in set_aside]
+        whole = [step for step in ours if (found := self._whole(step)) is not None and found.digest not in set_aside]
         if not whole:
             return
         kept = set(whole[-keep:]) | {step for step in whole if keep_every and step % keep_every == 0}
@@ -183,11 +190,23 @@ class StageCheckpoints:
 
     def _is_ours(self, step: int) -> bool:
         found = manifest.load(self.uri(step))
-        wanted = (manifest.digest_of(self.config), dict(self.inputs), manifest.code_version())
-        return (found.config_digest, found.inputs, found.code_version) == wanted
+        wanted = (manifest.digest_of(self.config), _lasting(self.inputs), manifest.code_version())
+        if (found.config_digest, _lasting(found.inputs), found.code_version) != wanted:
+            return False
+        return found.inputs == dict(self.inputs) or self.accepts(found)
+
+    def _whole(self, step: int) -> Manifest | None:
+        """The manifest of a checkpoint of ours if all its files are there, whatever was left out up to it."""
+        inputs = manifest.load(self.uri(step)).inputs
+        return manifest.reusable(self.uri(step), KIND, config=self.config, inputs=inputs)
 
     def _seems_ours(self, step: int) -> bool:
         try:
             return self._is_ours(step)
         except ManifestError:
             return False
+
+
+def _lasting(inputs: Mapping[str, str]) -> dict[str, JsonValue]:
+    """Inputs but for what was left out of them."""
+    return {name: digest for name, digest in inputs.items() if name != REASON}

@@ -11,6 +11,8 @@ from components.errors import KinoflowError
 from components.manifest import Manifest
 from components.plan_file import PlanFile, training_plan
 from components.shared_tensors import open_index
+from components.takedown import TakenDown
+from components.takedown.plans import without
 from model.config import STDiT2Config
 
 NETWORK_FACTS = {"latent_channels": "in_channels"} | {n: n for n in ("caption_channels", "model_max_length")}
@@ -41,17 +43,21 @@ class StageBatches:
         data: URI of the bucket output.
         dataset: its manifest.
         folder: for local copies.
+        taken: clips to leave out.
 
     Raises:
         KinoflowError: there is no plan for the stage, it is too short, or its clips do not fit the frame masks.
     """
 
-    def __init__(self, config: TrainConfig, data: str, dataset: Manifest, folder: Path) -> None:
+    def __init__(
+        self, config: TrainConfig, data: str, dataset: Manifest, folder: Path, taken: TakenDown | None = None
+    ) -> None:
         name = training_plan(config.name)
         if name not in dataset.files:
             raise KinoflowError(f"{data} holds no plan for the stage {config.name!r}; bucket it first.")
         manifest.fetch(data, folder, [name])
-        self._plan = PlanFile.open(folder / name)
+        plan = PlanFile.open(folder / name)
+        self._plan = without(plan, taken.mask(plan)) if taken else plan
         self._check(config, data)
         self.reader = BatchReader(open_index(data, folder), self._plan, ahead_bytes=config.read_ahead_bytes)
 

@@ -12,6 +12,8 @@ from pydantic import JsonValue
 from components.config import TrainConfig
 from components.layout import HISTORY
 from components.manifest import Manifest
+from components.takedown.periods import History as TakedownHistory
+from components.takedown.periods import annotations_of, facts_of
 from components.tracking import Tracker
 from components.train.checkpoints import StageCheckpoints
 from components.train.outages import Patience
@@ -34,6 +36,7 @@ class Keeper:
         tracker: told of each checkpoint.
         patience: with a store that is away.
         origin: where data and parent lie, for the manifests.
+        left_out: what the stage left out of its plan.
         attempt: the same number on all ranks of one launch, another one at the next.
         clock: seconds that the stage has taken so far.
     """
@@ -48,12 +51,14 @@ class Keeper:
         patience: Patience,
         *,
         origin: Mapping[str, str],
+        left_out: TakedownHistory,
         attempt: int,
         clock: Callable[[], float],
     ) -> None:
         self._config, self._checkpoints, self._ranks = config, checkpoints, ranks
         self._history, self._tracker, self._patience = history, tracker, patience
-        self._origin, self._attempt, self._clock = origin, attempt, clock
+        self._origin, self._attempt, self._clock = {**origin, **annotations_of(left_out)}, attempt, clock
+        self._left_out = left_out
         self._saver = AsyncCheckpoints(
             checkpoints, keep=config.keep_checkpoints, keep_every=config.keep_every, attempt=attempt
         )
@@ -123,6 +128,7 @@ class Keeper:
             "parameters": sum(tensor.numel() for tensor in state.weights.values()),
             "handover": progress.handover.model_dump(mode="json"),
             "left_out_steps": [[steps.first_step, steps.end_step] for steps in progress.left_out],
+            **facts_of(self._left_out),
         }
         return facts, {**self._origin, "mlflow_run_id": history.mlflow_run_id}
 

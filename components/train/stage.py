@@ -8,6 +8,7 @@ import secrets
 import tempfile
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.layout import REPORT
 from components.manifest import Manifest
+from components.takedown import REASON
 from components.tracking import Tracker, open_tracker
 from components.train.checkpoints import KIND, StageCheckpoints
 from components.train.gate import Verdict, check_gate
@@ -25,6 +27,7 @@ from components.train.interruption import Interruption, Preempted, Watchdog
 from components.train.keeping import Keeper
 from components.train.outages import Patience
 from components.train.report import Cause, History, Rollback, TrainReport, read_report, write_report
+from components.train.takedowns import StageTakedowns
 from model.batch import Batch
 from model.checkpoint import TrainingState, load_checkpoint
 from model.handover import Handover
@@ -61,7 +64,9 @@ class Stage:
         self.parent_digest = self.parent_manifest.digest if self.parent_manifest else None
         if self.parent_digest:
             inputs["parent"] = self.parent_digest
+        self.takedowns = StageTakedowns(config, data, self.dataset, ranks)
         self.checkpoints = StageCheckpoints.of(config, out, inputs)
+        self._tell_checkpoints()
         self.network_config = fill_network(config.network, self.dataset, data)
         self.tracker = Tracker()
         self.history = History(identity=self.checkpoints.identity)
@@ -70,8 +75,17 @@ class Stage:
         self.started_s = self.seconds_before = 0.0
         self.published: Manifest | None = None
 
+    def _tell_checkpoints(self) -> None:
+        """What the stage leaves out of its data is part of what its checkpoints are."""
+        inputs = {name: digest for name, digest in self.checkpoints.inputs.items() if name != REASON}
+        self.checkpoints = replace(
+            self.checkpoints, inputs={**inputs, **self.takedowns.inputs}, accepts=self.takedowns.accepts
+        )
+
     def run(self, tracking: TrackingConfig) -> TrainReport:
         """Train unless that is done already."""
+        if self._parent_checkpoint and self.ranks.is_first:
+            self.takedowns.check_parent(self._parent_checkpoint)
         final = self.checkpoints.complete(self.config.steps)
         report = read_report(self.out)
         if final is not None and report is not None and report.checkpoint_digest == final.digest:
@@ -126,6 +140,8 @@ class Stage:
         trainer = Trainer(network, self._options(), model=model, ranks=self.ranks)
         if state is not None:
             trainer.restore(state)
+            self.takedowns.take_up(manifest.load(self.checkpoints.uri(trainer.step)))
+            self._tell_checkpoints()
             logger.info("going on from %s", self.checkpoints.uri(trainer.step))
         elif self.parent is not None and not self._starts_from_weights:
             if self.ranks.is_first:
@@ -218,7 +234,7 @@ class Stage:
             self.published = self.checkpoints.complete(trainer.step)
             agreed(trainer.step, self.ranks)
             return
-        batches = StageBatches(self.config, self.data, self.dataset, scratch / "data")
+        batches = StageBatches(self.config, self.data, self.dataset, scratch / "data", self.takedowns.taken)
         with (
             self._keeper() as keeper,
             batches.reader as reader,
@@ -269,7 +285,7 @@ class Stage:
     def _keeper(self) -> Keeper:
         return Keeper(
             self.config, self.checkpoints, self.ranks, self.history, self.tracker, self.patience,
-            origin={"data": self.data, "parent": self.parent or ""},
+            origin={"data": self.data, "parent": self.parent or ""}, left_out=self.takedowns.history,
             attempt=agreed(secrets.randbits(62), self.ranks),
             clock=self._seconds,
         )  # fmt: skip

@@ -23,6 +23,7 @@ class Benchmark(StrEnum):
     STORAGE = "storage"
     SAMPLING = "sampling"
     PLANNER = "planner"
+    TAKEDOWN = "takedown"
 
 
 class Device(StrEnum):

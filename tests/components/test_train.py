@@ -53,13 +53,17 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**(values | changes))
 
 
-def write_dataset(out: str, stages=("stage1",), batches=STEPS, facts=True, num_frames=4, poisoned=()) -> str:
+def write_dataset(
+    out: str, stages=("stage1",), batches=STEPS, facts=True, num_frames=4, poisoned=(), tombstones=None
+) -> str:
     """A bucket output with two plans for each stage: every third batch holds images, `poisoned` ones have no numbers.
 
     The evaluation plan is the beginning of the training plan.
     """
     generator = torch.Generator().manual_seed(1)
-    with manifest.publish(out, "dataset", config={"made": "here"}, inputs={}) as publication:
+    with manifest.publish(out, "dataset", config={"made": "here"}, inputs={"clips": "table"}) as publication:
+        if tombstones:
+            publication.annotations["tombstones"] = tombstones
         with ShardWriter(publication.directory, shard_size_bytes=1 << 16) as shards:
             for i in range(6):
                 frames = 1 if i % 3 == 2 else num_frames

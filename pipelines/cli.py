@@ -9,15 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-import yaml
 from rich.console import Console
 
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
 from model.diffusion_config import SamplingMethod
+from pipelines.changes import changes as _changes
+from pipelines.cluster_commands import add_commands as add_cluster_commands
 from pipelines.config import RunConfig, load_run_config, preset_names
 from pipelines.weights import app as weights_app
 
@@ -29,6 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 
+add_cluster_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
@@ -337,20 +339,6 @@ def _console() -> Console:
 
 def _load(preset: str, changes: list[str] | None) -> RunConfig:
     return load_run_config(preset, _changes(changes))
-
-
-def _changes(changes: list[str] | None) -> dict[str, Any]:
-    return dict(_change(text) for text in changes or [])
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise KinoflowError(f"--set {text}: write key=value, for example stages.0.steps=50.")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise KinoflowError(f"--set {text}: the value is not valid YAML.") from error
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Data held against the models of `kfp-server-api`, field by field; what does not fit is refused as the server would."""
+"""Data held against the models of `kfp-server-api`, field by field; what does not fit is refused like there."""
 
 from __future__ import annotations
 

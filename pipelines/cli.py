@@ -94,21 +94,23 @@ def compile_(
         "build/text_to_video.yaml"
     ),
     image: Annotated[str | None, typer.Option(help="Image of all tasks; name it by digest.")] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each task that computes.")] = 0,
-    store_secret: Annotated[str, typer.Option(help="Kubernetes secret of the store.")] = "kinoflow-store",
-    addresses: Annotated[str, typer.Option(help="ConfigMap with the services' addresses.")] = "kinoflow-addresses",
+    cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes, retries of every task.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each task that computes.")] = None,
+    store_secret: Annotated[str | None, typer.Option(help="Kubernetes secret of the store.")] = None,
+    addresses: Annotated[str | None, typer.Option(help="ConfigMap with the services' addresses.")] = None,
     set_: SetOption = None,
 ) -> None:
     """Write the graph as the YAML that Kubeflow Pipelines takes; needs neither a cluster nor torch.
 
     Example: `kinoflow compile --preset demo --image registry/kinoflow-python@sha256:… -o pipeline.yaml`
     """
-    from pipelines.cluster import Cluster
+    from pipelines.cluster import choose_cluster
     from pipelines.ops import IMAGE
     from pipelines.text_to_video import compile_pipeline
 
-    cluster = Cluster(store_secret=store_secret, addresses=addresses, gpus=gpus)
-    compile_pipeline(_load(preset, set_), output, image or IMAGE, cluster)
+    config = _load(preset, set_)
+    given = {"gpus": gpus, "store_secret": store_secret, "addresses": addresses}
+    compile_pipeline(config, output, image or IMAGE, choose_cluster(cluster, config.cluster, given))
     typer.echo(f"wrote {output}")
 
 

@@ -39,6 +39,7 @@ def submit(
     dataset_digest: Annotated[str, typer.Option(help="Version of the videos, recorded with the run.")] = "",
     pipeline: Annotated[str, typer.Option(help="Name of the pipeline in Kubeflow.")] = "kinoflow",
     service_account: Annotated[str, typer.Option(help="Of the pods; the server's own when absent.")] = "",
+    cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes, retries of every task.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of each task that computes.", min=0)] = None,
     register_only: Annotated[bool, typer.Option("--register-only", help="Upload the version, start nothing.")] = False,
     recurring: Annotated[str | None, typer.Option(help="Start it by cron, e.g. '0 3 * * 1'.")] = None,
@@ -61,7 +62,7 @@ def submit(
     - `kinoflow submit -p opensora-v1.1 --videos s3://videos/raw --image registry/kinoflow-python@sha256:…`
     - `kinoflow submit -p demo --register-only --image registry/kinoflow-python@sha256:…`
     """
-    from pipelines.cluster import Cluster
+    from pipelines.cluster import choose_cluster
     from pipelines.kubeflow import kubeflow_cron
     from pipelines.submit import Submission, follow_to_the_end, register, schedule, start
 
@@ -72,9 +73,9 @@ def submit(
         kubeflow_cron(recurring)
     config = load_run_config(preset, changes(set_))
     submission = Submission(
-        config, image, Cluster(gpus=gpus or 0), videos, name or Path(config.preset).stem, base.rstrip("/"),
-        root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"), experiment, dataset_digest, pipeline,
-        service_account,
+        config, image, choose_cluster(cluster, config.cluster, {"gpus": gpus}), videos,
+        name or Path(config.preset).stem, base.rstrip("/"), root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"),
+        experiment, dataset_digest, pipeline, service_account,
     )  # fmt: skip
     if not register_only:
         submission.check()

@@ -9,14 +9,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-import yaml
 
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
 from model.diffusion_config import SamplingMethod
+from pipelines.changes import changes as _changes
+from pipelines.cluster_commands import add_commands as add_cluster_commands
 from pipelines.config import RunConfig, load_run_config, preset_names
 from pipelines.provenance import lineage, takedown
 from pipelines.terminal import BUCKET, make_console
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 app.command()(takedown)
 app.command()(lineage)
+add_cluster_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
@@ -93,21 +95,23 @@ def compile_(
         "build/text_to_video.yaml"
     ),
     image: Annotated[str | None, typer.Option(help="Image of all tasks; name it by digest.")] = None,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs of each task that computes.")] = 0,
-    store_secret: Annotated[str, typer.Option(help="Kubernetes secret of the store.")] = "kinoflow-store",
-    addresses: Annotated[str, typer.Option(help="ConfigMap with the services' addresses.")] = "kinoflow-addresses",
+    cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes, retries of every task.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each task that computes.")] = None,
+    store_secret: Annotated[str | None, typer.Option(help="Kubernetes secret of the store.")] = None,
+    addresses: Annotated[str | None, typer.Option(help="ConfigMap with the services' addresses.")] = None,
     set_: SetOption = None,
 ) -> None:
     """Write the graph as the YAML that Kubeflow Pipelines takes; needs neither a cluster nor torch.
 
     Example: `kinoflow compile --preset demo --image registry/kinoflow-python@sha256:… -o pipeline.yaml`
     """
-    from pipelines.cluster import Cluster
+    from pipelines.cluster import choose_cluster
     from pipelines.ops import IMAGE
     from pipelines.text_to_video import compile_pipeline
 
-    cluster = Cluster(store_secret=store_secret, addresses=addresses, gpus=gpus)
-    compile_pipeline(_load(preset, set_), output, image or IMAGE, cluster)
+    config = _load(preset, set_)
+    given = {"gpus": gpus, "store_secret": store_secret, "addresses": addresses}
+    compile_pipeline(config, output, image or IMAGE, choose_cluster(cluster, config.cluster, given))
     typer.echo(f"wrote {output}")
 
 
@@ -332,20 +336,6 @@ def exec_(command: Annotated[list[str], typer.Argument(help="The command and its
 
 def _load(preset: str, changes: list[str] | None) -> RunConfig:
     return load_run_config(preset, _changes(changes))
-
-
-def _changes(changes: list[str] | None) -> dict[str, Any]:
-    return dict(_change(text) for text in changes or [])
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise KinoflowError(f"--set {text}: write key=value, for example stages.0.steps=50.")
-    try:
-        return key.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise KinoflowError(f"--set {text}: the value is not valid YAML.") from error
 
 
 def main() -> None:

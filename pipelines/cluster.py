@@ -1,15 +1,22 @@
-"""What a pod of the compiled graph gets from its namespace: addresses, credentials, GPUs.
+"""What a pod of the compiled graph gets from its namespace: addresses, credentials, nodes, devices, time.
 
 The names are those of the chart `charts/workspace`. Only references are compiled in, never an address or a secret.
+
+Kubeflow restarts a task after any failure and cannot be told of exit codes, so one number of retries serves
+preemptions (exit code 75) and errors alike: a preempted stage goes on from what it saved, a mistake in the input ends
+each attempt within seconds, before any work.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from components.config import Section
+from components.config import Section, load, parse
 
 ADDRESSES = (
     "AWS_ENDPOINT_URL_S3", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
@@ -17,6 +24,129 @@ ADDRESSES = (
 )  # fmt: skip
 CREDENTIALS = {"accessKeyId": "AWS_ACCESS_KEY_ID", "secretAccessKey": "AWS_SECRET_ACCESS_KEY"}
 GPU = "nvidia.com/gpu"
+GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery
+TaskKind = Literal["ingest", "curate", "bucket", "train", "evaluate"]
+TASK_KINDS: tuple[TaskKind, ...] = ("ingest", "curate", "bucket", "train", "evaluate")
+COMPUTING: tuple[TaskKind, ...] = ("bucket", "train", "evaluate")
+
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
+_FACTORS = {"m": 1e-3, "": 1.0} | {
+    f"{letter}{i}": (1024.0 if i else 1000.0) ** power
+    for power, letter in enumerate("kMGTP", 1) for i in ("", "i")
+} | {"Ki": 1024.0}  # fmt: skip
+_LABEL = re.compile(r"([a-z0-9.-]{1,253}/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_RESOURCE_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+_SECRET_WORDS = re.compile(r"SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|(^|_)(API_?)?KEY(_|$)", re.IGNORECASE)
+
+
+def quantity(text: str) -> float:
+    """A Kubernetes quantity such as `500m`, `16` or `64Gi` as a number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _QUANTITY.fullmatch(text)
+    if not match or not float(match[1]):
+        raise ValueError(f"{text!r} is no quantity above 0; write for example 500m, 16 or 64Gi")
+    return float(match[1]) * _FACTORS[match[2] or ""]
+
+
+def _is_quantity(text: str) -> str:
+    quantity(text)
+    return text
+
+
+Quantity = Annotated[str, AfterValidator(_is_quantity)]
+
+
+class Toleration(Section):
+    """A taint of nodes that pods put up with."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute", ""] = ""
+    seconds: int | None = Field(None, ge=0, description="How long a pod stays after the taint came.")
+
+    @model_validator(mode="after")
+    def _checks(self) -> Self:
+        if self.operator == "Exists" and self.value:
+            raise ValueError(f"a toleration with the operator Exists has no value, not {self.value!r}")
+        if not self.key and self.operator == "Equal":
+            raise ValueError("a toleration without a key tolerates everything; say so with the operator Exists")
+        if self.seconds is not None and self.effect != "NoExecute":
+            raise ValueError("a toleration's seconds count for the effect NoExecute only")
+        return self
+
+
+class Retries(Section):
+    """How often a task is started again by Kubeflow, whatever ended it."""
+
+    count: int = Field(3, ge=0, le=100)
+    backoff_s: int = Field(60, ge=0, description="Before the first retry.")
+    factor: float = Field(2.0, ge=1, description="Each further wait is so many times as long.")
+    max_backoff_s: int = Field(3600, ge=1, description="No wait is longer.")
+
+
+class Pods(Section):
+    """Pods of one kind of task."""
+
+    gpus: int | None = Field(None, ge=0, description="Of each pod; the cluster's own number when absent.")
+    gpu_resource: str = Field(GPU, description="What the device plugin calls one, e.g. nvidia.com/mig-1g.10gb.")
+    gpu_product: str | None = Field(None, description="Only nodes of this kind, e.g. NVIDIA-H200.")
+    cpu: Quantity | None = Field(None, description="Cores, requested and limited.")
+    memory: Quantity | None = Field(None, description="Requested and limited; /dev/shm counts as memory.")
+    shared_memory: Quantity | None = Field(None, description="Size of /dev/shm; the runtime's 64 MiB when absent.")
+    scratch: Quantity | None = Field(None, description="Size of a volume at /tmp that lives as long as the pod.")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    secrets: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="Secrets as environment: name of the secret, its keys, their variables."
+    )
+    environment: dict[str, str] = Field(default_factory=dict, description="Plain settings; nothing secret.")
+    timeout_s: int | None = Field(None, ge=1, description="Of one attempt.")
+    retries: Retries | None = None
+
+    @field_validator("node_selector")
+    @classmethod
+    def _labels(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in (*given, *filter(None, given.values())):
+            if not _LABEL.fullmatch(name):
+                raise ValueError(f"{name!r} is no label of a node")
+        return given
+
+    @field_validator("environment")
+    @classmethod
+    def _nothing_secret(cls, given: dict[str, str]) -> dict[str, str]:
+        for name in given:
+            if not _VARIABLE.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a variable")
+            if _SECRET_WORDS.search(name):
+                raise ValueError(
+                    f"{name} looks like a secret, which the compiled file would show; put it into a secret"
+                )
+        return given
+
+    @model_validator(mode="after")
+    def _checks(self) -> Self:
+        taken = {*ADDRESSES, *CREDENTIALS.values()}
+        for secret, keys in self.secrets.items():
+            if not _RESOURCE_NAME.fullmatch(secret):
+                raise ValueError(f"{secret!r} is no name of a secret")
+            for variable in keys.values():
+                if not _VARIABLE.fullmatch(variable):
+                    raise ValueError(f"secret {secret}: {variable!r} is no name of a variable")
+                if variable in taken or variable in self.environment:
+                    raise ValueError(f"secret {secret}: the variable {variable} is set already")
+                taken.add(variable)
+        if both := taken & set(self.environment):
+            raise ValueError(f"the variable {min(both)} is set already")
+        if self.memory and self.shared_memory and quantity(self.shared_memory) >= quantity(self.memory):
+            raise ValueError(f"/dev/shm of {self.shared_memory} counts as memory, of which there is {self.memory}")
+        if self.gpu_product and self.node_selector.get(GPU_PRODUCT_LABEL, self.gpu_product) != self.gpu_product:
+            raise ValueError("gpu_product and node_selector name different GPUs")
+        return self
 
 
 class Cluster(Section):
@@ -25,12 +155,101 @@ class Cluster(Section):
     store_secret: str = Field("kinoflow-store", description="Secret with the keys accessKeyId and secretAccessKey.")
     addresses: str = Field("kinoflow-addresses", description="ConfigMap with the environment of the services.")
     gpus: int = Field(0, ge=0, description="GPUs of each task that computes with the network or the encoders.")
+    queue: str | None = Field(None, description="Kueue's local queue that admits the pods.")
+    ingest: Pods = Pods()
+    curate: Pods = Pods()
+    bucket: Pods = Pods()
+    train: Pods = Pods()
+    evaluate: Pods = Pods()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for name in (self.store_secret, self.addresses, *([self.queue] if self.queue else [])):
+            if not _RESOURCE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a Kubernetes object; take small letters, digits and '-'")
+        return self
+
+    def pods(self, kind: TaskKind) -> Pods:
+        """What the pods of one kind of task are like."""
+        found: Pods = getattr(self, kind)
+        return found
+
+    def gpus_of(self, kind: TaskKind) -> int:
+        """GPUs of each pod of that kind."""
+        own = self.pods(kind).gpus
+        return own if own is not None else self.gpus if kind in COMPUTING else 0
 
     def equip(self, task: Any, *, computes: bool) -> None:
-        """Give one task of the graph its environment and, if it computes, its GPUs."""
+        """Give one task of the graph its environment, its place and, if it computes, its GPUs."""
         from kfp import kubernetes
 
+        name = task.component_spec.name
+        kind: TaskKind = name if name in TASK_KINDS else "bucket" if computes else "curate"
+        pods, gpus = self.pods(kind), self.gpus_of(kind)
         kubernetes.use_config_map_as_env(task, self.addresses, {name: name for name in ADDRESSES})
         kubernetes.use_secret_as_env(task, self.store_secret, CREDENTIALS)
-        if computes and self.gpus:
-            task.set_accelerator_type(GPU).set_accelerator_limit(self.gpus)
+        for secret, keys in sorted(pods.secrets.items()):
+            kubernetes.use_secret_as_env(task, secret, keys)
+        for variable, value in sorted(pods.environment.items()):
+            task.set_env_variable(variable, value)
+        if self.queue:
+            kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", self.queue)
+        if gpus:
+            task.set_accelerator_type(pods.gpu_resource).set_accelerator_limit(gpus)
+        _size(task, pods)
+        _place(task, pods, with_gpus=bool(gpus))
+        _time(task, pods)
+
+
+def _size(task: Any, pods: Pods) -> None:
+    from kfp import kubernetes
+
+    if pods.cpu:
+        task.set_cpu_request(pods.cpu).set_cpu_limit(pods.cpu)
+    if pods.memory:
+        task.set_memory_request(pods.memory).set_memory_limit(pods.memory)
+    if pods.shared_memory:
+        kubernetes.empty_dir_mount(task, "shared-memory", "/dev/shm", "Memory", pods.shared_memory)
+    if pods.scratch:
+        kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=pods.scratch)
+
+
+def _place(task: Any, pods: Pods, *, with_gpus: bool) -> None:
+    from kfp import kubernetes
+
+    selector = dict(pods.node_selector)
+    if with_gpus and pods.gpu_product:
+        selector[GPU_PRODUCT_LABEL] = pods.gpu_product
+    for label, value in sorted(selector.items()):
+        kubernetes.add_node_selector(task, label, value)
+    for one in pods.tolerations:
+        kubernetes.add_toleration(
+            task, one.key or None, one.operator, one.value or None, one.effect or None, one.seconds
+        )  # fmt: skip
+
+
+def _time(task: Any, pods: Pods) -> None:
+    from kfp import kubernetes
+
+    if pods.timeout_s:
+        kubernetes.set_timeout(task, pods.timeout_s)
+    if pods.retries and pods.retries.count:
+        task.set_retry(
+            pods.retries.count, f"{pods.retries.backoff_s}s", pods.retries.factor, f"{pods.retries.max_backoff_s}s"
+        )
+
+
+def choose_cluster(file: Path | None, section: Cluster | None, changes: Mapping[str, Any]) -> Cluster:
+    """The cluster of a file, else the preset's section, else the defaults; then what the command line says.
+
+    Args:
+        file: YAML with the fields of `Cluster`.
+        section: `cluster` of a preset.
+        changes: values given on the command line; None is not given.
+
+    Raises:
+        KinoflowError: the file cannot be read, or breaks a rule.
+    """
+    base = load(Cluster, file) if file else section or Cluster()
+    given = {name: value for name, value in changes.items() if value is not None}
+    return parse(Cluster, {**base.model_dump(), **given}, f"cluster {file}" if file else "cluster") if given else base

@@ -31,6 +31,7 @@ from model.diffusion_config import DiffusionConfig, IDDPMConfig
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
 from model.mask_config import MaskRatios
 from model.sentinel_config import SentinelConfig
+from pipelines.cluster import Cluster
 
 RESERVED_NAMES = {"ingest", "shots", "curate", "bucket", "evaluate"}
 
@@ -105,6 +106,7 @@ class RunConfig(Section):
     )
     stages: tuple[StageConfig, ...] = Field(min_length=3, max_length=3)
     evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: Cluster | None = Field(None, description="Where pods of the graph run; changes no result.")
 
     @model_validator(mode="after")
     def _checks(self) -> Self:

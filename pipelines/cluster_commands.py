@@ -1,0 +1,141 @@
+"""The commands `kinoflow submit` and `kinoflow follow`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from components.cli import LOG_FORMAT
+from components.errors import KinoflowError
+from pipelines.changes import changes
+from pipelines.config import load_run_config, preset_names
+
+HostOption = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines; KF_PIPELINES_ENDPOINT.")]
+UiOption = Annotated[str, typer.Option(help="Address of its web pages, for links; KF_PIPELINES_UI_ENDPOINT.")]
+NamespaceOption = Annotated[str, typer.Option(help="Where several are served; KF_PIPELINES_NAMESPACE.")]
+TokenFileOption = Annotated[Path | None, typer.Option(help="File with the token, else KF_PIPELINES_TOKEN.")]
+CaFileOption = Annotated[Path | None, typer.Option(help="Certificate of the authority that signed the server's.")]
+PatienceOption = Annotated[float, typer.Option(help="Seconds a server that is away is waited for.", min=0)]
+PollOption = Annotated[float, typer.Option(help="Seconds between two looks at the run.", min=0.05)]
+
+
+def submit(
+    preset: Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")],
+    videos: Annotated[str, typer.Option(help="s3:// prefix, or s3:// URI of a .csv or .parquet table.")] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the run; the preset's name when absent.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value of the preset: key=value.")] = None,
+    image: Annotated[str, typer.Option(help="Image of all tasks, by digest; KINOFLOW_IMAGE.")] = "",
+    base: Annotated[str, typer.Option(help="URI below which runs, objects and latents lie.")] = "s3://kinoflow",
+    root: Annotated[str, typer.Option(help="URI of this run; <base>/runs/<name> when absent.")] = "",
+    objects: Annotated[str, typer.Option(help="URI of the files; <base>/objects when absent.")] = "",
+    latents: Annotated[str, typer.Option(help="URI of the latents; <base>/latents when absent.")] = "",
+    experiment: Annotated[str, typer.Option(help="Of Kubeflow and of MLflow.")] = "kinoflow",
+    dataset_digest: Annotated[str, typer.Option(help="Version of the videos, recorded with the run.")] = "",
+    pipeline: Annotated[str, typer.Option(help="Name of the pipeline in Kubeflow.")] = "kinoflow",
+    service_account: Annotated[str, typer.Option(help="Of the pods; the server's own when absent.")] = "",
+    cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes, retries of every task.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each task that computes.", min=0)] = None,
+    register_only: Annotated[bool, typer.Option("--register-only", help="Upload the version, start nothing.")] = False,
+    recurring: Annotated[str | None, typer.Option(help="Start it by cron, e.g. '0 3 * * 1'.")] = None,
+    no_follow: Annotated[bool, typer.Option("--no-follow", help="Start it and leave.")] = False,
+    host: HostOption = "",
+    ui_host: UiOption = "",
+    namespace: NamespaceOption = "",
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
+    patience: PatienceOption = 300.0,
+    poll: PollOption = 5.0,
+) -> None:
+    """Register the graph in Kubeflow Pipelines, start a run there, and follow it.
+
+    Ends with 0 when the run succeeded, 1 when it failed, 3 when it was cancelled, 75 when the server went away and the
+    outcome is not known. Ctrl-C ends the following, never the run.
+
+    Examples:
+
+    - `kinoflow submit -p opensora-v1.1 --videos s3://videos/raw --image registry/kinoflow-python@sha256:…`
+    - `kinoflow submit -p demo --register-only --image registry/kinoflow-python@sha256:…`
+    """
+    from pipelines.cluster import choose_cluster
+    from pipelines.kubeflow import kubeflow_cron
+    from pipelines.submit import Submission, follow_to_the_end, register, schedule, start
+
+    image = image or os.environ.get("KINOFLOW_IMAGE", "")
+    if not image:
+        raise KinoflowError("No image is named; give --image registry/name@sha256:… or set KINOFLOW_IMAGE.")
+    if recurring:
+        kubeflow_cron(recurring)
+    config = load_run_config(preset, changes(set_))
+    submission = Submission(
+        config, image, choose_cluster(cluster, config.cluster, {"gpus": gpus}), videos,
+        name or Path(config.preset).stem, base.rstrip("/"), root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"),
+        experiment, dataset_digest, pipeline, service_account,
+    )  # fmt: skip
+    if not register_only:
+        submission.check()
+    kubeflow = _connected(patience, host, ui_host, namespace, token_file, ca_file)
+    console = _console()
+    registered = register(kubeflow, submission, console)
+    if register_only:
+        return
+    if recurring:
+        schedule(kubeflow, submission, registered, recurring, console)
+        return
+    run_id = start(kubeflow, submission, registered, console)
+    if not no_follow:
+        raise typer.Exit(follow_to_the_end(kubeflow, run_id, registered.graph, console, poll))
+
+
+def follow(
+    run_id: Annotated[str, typer.Argument(help="What `kinoflow submit` printed.")],
+    host: HostOption = "",
+    ui_host: UiOption = "",
+    namespace: NamespaceOption = "",
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
+    patience: PatienceOption = 300.0,
+    poll: PollOption = 5.0,
+) -> None:
+    """Follow a run of Kubeflow Pipelines to its end; the exit code is that of `kinoflow submit`.
+
+    Example: `kinoflow follow 1f0c5b3e-…`
+    """
+    from pipelines.submit import follow_to_the_end, graph_of, links
+
+    kubeflow = _connected(patience, host, ui_host, namespace, token_file, ca_file)
+    run = kubeflow.run(run_id)
+    told: dict[str, Any] = (run.runtime_config.parameters if run.runtime_config else None) or {}
+    console = _console()
+    links(kubeflow, run_id, str(told.get("experiment", "")), str(told.get("run_name", "")), console)
+    raise typer.Exit(follow_to_the_end(kubeflow, run_id, graph_of(kubeflow, run), console, poll))
+
+
+def _connected(
+    patience_s: float, host: str, ui_host: str, namespace: str, token_file: Path | None, ca_file: Path | None
+) -> Any:
+    """The server that options and environment name, found to be there."""
+    from pipelines.kubeflow import Kubeflow, KubeflowSettings
+
+    logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
+    given: dict[str, Any] = {
+        "endpoint": host, "ui_endpoint": ui_host, "namespace": namespace, "token_file": token_file, "ca_file": ca_file
+    }  # fmt: skip
+    kubeflow = Kubeflow(KubeflowSettings(**{key: value for key, value in given.items() if value}), patience_s)
+    kubeflow.connect()
+    return kubeflow
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Register the commands of this module."""
+    for command in (submit, follow):
+        app.command()(command)

@@ -1,0 +1,197 @@
+"""The scripts that run in the charts' pods: against a real store, a real database, a real HTTP server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import boto3
+import pytest
+
+from tests.charts.rendering import CHARTS_FOLDER, find, manifests
+from tests.conftest import S3Server
+
+BUCKETS = CHARTS_FOLDER / "platform" / "files" / "make_buckets.py"
+BACKUP = CHARTS_FOLDER / "platform" / "files" / "backup.py"
+HEALTH = CHARTS_FOLDER / "gpu-nodes" / "files" / "check_gpus.py"
+
+
+def run_script(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script), *arguments],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_missing_buckets_are_made_and_existing_ones_kept(s3_server: S3Server) -> None:
+    existing = s3_server.bucket().removeprefix("s3://")
+    boto3.client("s3").put_object(Bucket=existing, Key="kept", Body=b"1")
+    wanted = f"new-{existing}"
+    first = run_script(BUCKETS, existing, wanted)
+    assert (first.returncode, first.stdout) == (0, f"{existing}: exists\n{wanted}: created\n")
+    assert run_script(BUCKETS, existing, wanted).stdout == f"{existing}: exists\n{wanted}: exists\n"
+    assert boto3.client("s3").head_object(Bucket=existing, Key="kept")["ContentLength"] == 1
+
+
+def test_wrong_keys_and_a_store_that_is_away_end_with_a_sentence(s3_server: S3Server) -> None:
+    refused = run_script(BUCKETS, "a-bucket", AWS_SECRET_ACCESS_KEY="wrong-secret")
+    assert refused.returncode == 1
+    assert "Check the secret's two keys" in refused.stderr
+    away = run_script(BUCKETS, "a-bucket", AWS_ENDPOINT_URL_S3="http://127.0.0.1:9", STORE_WAIT_S="0")
+    assert away.returncode == 1
+    assert "The store did not answer" in away.stderr
+
+
+def test_a_backup_holds_a_database_that_is_being_written_and_old_ones_go(s3_server: S3Server, tmp_path: Path) -> None:
+    bucket = s3_server.bucket().removeprefix("s3://")
+    client = boto3.client("s3")
+    client.put_object(Bucket=bucket, Key="backups/notes.txt", Body=b"not a copy")
+    database = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE runs (name TEXT)")
+        for count in range(1, 4):
+            connection.execute("INSERT INTO runs VALUES (?)", (f"run-{count}",))
+            connection.commit()
+            done = run_script(BACKUP, str(database), f"s3://{bucket}/backups", "2")
+            assert done.returncode == 0, done.stderr
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket=bucket)["Contents"]]
+    assert "backups/notes.txt" in keys
+    copies = sorted(key for key in keys if key.endswith("-mlflow.db.gz"))
+    assert len(copies) == 2
+    newest = tmp_path / "restored.db"
+    newest.write_bytes(gzip.decompress(client.get_object(Bucket=bucket, Key=copies[-1])["Body"].read()))
+    with closing(sqlite3.connect(newest)) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
+
+
+def test_a_dump_is_uploaded_as_it_is_and_a_missing_one_is_an_error(s3_server: S3Server, tmp_path: Path) -> None:
+    bucket = s3_server.bucket().removeprefix("s3://")
+    dump = tmp_path / "mlflow.dump"
+    assert run_script(BACKUP, str(dump), f"s3://{bucket}/deep/prefix", "3").returncode == 1
+    dump.write_bytes(b"PGDMP")
+    assert run_script(BACKUP, str(dump), f"s3://{bucket}/deep/prefix", "3").returncode == 0
+    (item,) = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
+    assert item["Key"].startswith("deep/prefix/")
+    assert item["Size"] == 5
+
+
+class Node(BaseHTTPRequestHandler):
+    """An API server that knows one node."""
+
+    node: ClassVar[dict[str, Any]] = {}
+    patches: ClassVar[list[Any]] = []
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_PATCH(self) -> None:
+        patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.headers["Content-Type"] == "application/strategic-merge-patch+json"
+        self.patches.append(patch)
+        self.node["spec"].update(patch["spec"])
+        self._answer()
+
+    def _answer(self) -> None:
+        known = self.path == "/api/v1/nodes/gpu-1" and self.headers["Authorization"] == "Bearer token-of-the-pod"
+        body = json.dumps(self.node).encode()
+        self.send_response(200 if known else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def api_server() -> Iterator[str]:
+    Node.node = {"metadata": {"name": "gpu-1", "labels": {"nvidia.com/gpu.count": "2"}}, "spec": {}}
+    Node.patches = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Node)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join(timeout=10)
+
+
+def check(tmp_path: Path, server: str, nvidia_smi: str, looks: int = 2, **changes: str) -> str:
+    """Run the health check with an `nvidia-smi` of these shell lines; returns what it said."""
+    tools = tmp_path / "bin"
+    tools.mkdir(exist_ok=True)
+    if nvidia_smi:
+        program = tools / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\n{nvidia_smi}\n")
+        program.chmod(0o755)
+    (tmp_path / "token").write_text("token-of-the-pod\n")
+    pod = find(manifests("gpu-nodes", "default"), "DaemonSet", "kinoflow-gpu-health")["spec"]["template"]["spec"]
+    chart = {item["name"]: item["value"] for item in pod["containers"][0]["env"] if "value" in item}
+    environment = {
+        **chart, "NODE_NAME": "gpu-1", "API_SERVER": server, "ACCOUNT_FOLDER": str(tmp_path), "FAILURES": "2",
+        "PERIOD_S": "0", "END_AFTER": str(looks), "HEARTBEAT": str(tmp_path / "heartbeat"), "PATH": f"{tools}:/usr/bin:/bin",
+        **changes,
+    }  # fmt: skip
+    done = subprocess.run([sys.executable, str(HEALTH)], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    alive = subprocess.run([sys.executable, str(HEALTH), "alive"], timeout=60, env={**environment, "PERIOD_S": "60"})
+    assert alive.returncode == 0
+    return done.stdout + done.stderr
+
+
+GOOD = "echo '0, GPU-a, 0, No, 55'; echo '1, GPU-b, [N/A], [N/A], [N/A]'"
+
+
+def test_good_gpus_leave_the_node_alone(tmp_path: Path, api_server: str) -> None:
+    assert check(tmp_path, api_server, GOOD) == ""
+    assert Node.patches == []
+
+
+@pytest.mark.parametrize(
+    ("nvidia_smi", "reason"),
+    [
+        ("echo '0, GPU-a, 1, No, 55'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) has 1 uncorrected memory errors"),
+        ("echo '0, GPU-a, 0, Yes, 55'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) could not remap a row of its memory"),
+        ("echo '0, GPU-a, 0, No, 99'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) is at 99 C"),
+        ("echo '0, GPU-a, 0, No, 55'", "1 of 2 GPUs answer"),
+        ("echo 'driver mismatch' >&2; exit 18", "nvidia-smi failed with 18: driver mismatch"),
+        ("", "nvidia-smi is missing: the driver or NVIDIA's runtime is not set up on this node"),
+    ],
+)
+def test_bad_gpus_cordon_the_node_once_with_the_reason(
+    tmp_path: Path, api_server: str, nvidia_smi: str, reason: str
+) -> None:
+    said = check(tmp_path, api_server, nvidia_smi, looks=4)
+    (patch,) = Node.patches
+    assert patch["spec"] == {"unschedulable": True}
+    assert json.loads(patch["metadata"]["annotations"]["kinoflow.io/gpu-health"])["faults"] == [reason]
+    assert f"cordoned gpu-1: {reason}" in said
+    assert "gpu-1 is already cordoned" in said
+
+
+def test_one_bad_look_or_a_report_only_check_cordons_nothing(tmp_path: Path, api_server: str) -> None:
+    bad = "echo '0, GPU-a, 3, No, 55'; echo '1, GPU-b, 0, No, 55'"
+    check(tmp_path, api_server, bad, looks=1)
+    said = check(tmp_path, api_server, bad, looks=3, CORDON="false")
+    assert "would be cordoned, but CORDON is false" in said
+    assert Node.patches == []
+
+
+def test_slices_are_not_counted_as_gpus(tmp_path: Path, api_server: str) -> None:
+    Node.node["metadata"]["labels"]["nvidia.com/gpu.count"] = "14"
+    assert check(tmp_path, api_server, GOOD, COUNT_GPUS="false") == ""
+    assert Node.patches == []
+
+
+def test_an_api_server_that_is_away_stops_nothing(tmp_path: Path) -> None:
+    assert "could not be asked" in check(tmp_path, "http://127.0.0.1:9", GOOD)

@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 import polars as pl
 from pydantic_core import from_json, to_json
@@ -20,6 +21,7 @@ from components.errors import KinoflowError
 TABLE_SUFFIXES = (".csv", ".parquet", ".jsonl", ".ndjson")
 LINKS_SUFFIX = ".txt"
 MAX_CELL_CHARS = 64 << 20
+CHUNK_ROWS = 50_000
 
 MEANINGS: dict[str, tuple[str, ...]] = {
     "path": ("path", "url"),
@@ -89,24 +91,37 @@ def _links(data: bytes, name: str) -> pl.DataFrame:
 
 def _csv(data: bytes) -> _Rows:
     before = csv.field_size_limit(MAX_CELL_CHARS)
+    reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
     try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True)
         header = next(reader, [])
-        rows = [row for row in reader if row]
+        if len(set(header)) < len(header):
+            raise ValueError(f"two columns have one name ({', '.join(header)})")
+        schema = dict.fromkeys(header, pl.String)
+        chunks, faults = [pl.DataFrame(schema=schema)], {}
+        num_rows = 0
+        while chunk := list(islice(reader, CHUNK_ROWS)):
+            rows = [row for row in chunk if row]
+            faults |= _fit(rows, len(header), num_rows)
+            num_rows += len(rows)
+            if rows:
+                chunks.append(pl.DataFrame(dict(zip(header, zip(*rows, strict=True), strict=True)), schema=schema))
     except csv.Error as error:
         raise ValueError(f"{error} (at line {reader.line_num})") from error
     finally:
         csv.field_size_limit(before)
-    if len(set(header)) < len(header):
-        raise ValueError(f"two columns have one name ({', '.join(header)})")
-    width, faults = len(header), {}
+    return _Rows(pl.concat(chunks), faults)
+
+
+def _fit(rows: list[list[str]], width: int, first: int) -> dict[int, str]:
+    """Make all rows as wide as the header; returns what is wrong with those that hold more."""
+    faults = {}
     for index, row in enumerate(rows):
         if len(row) != width:
             if any(cell.strip() for cell in row[width:]):
-                faults[index] = f"The row has {len(row)} cells, the header {width}; quote a cell that holds a comma."
+                sentence = f"The row has {len(row)} cells, the header {width}; quote a cell that holds a comma."
+                faults[first + index] = sentence
             rows[index] = (row + [""] * width)[:width]
-    columns = list(zip(*rows, strict=True)) or [()] * width
-    return _Rows(pl.DataFrame(dict(zip(header, columns, strict=True)), schema=dict.fromkeys(header, pl.String)), faults)
+    return faults
 
 
 def _parquet(data: bytes) -> _Rows:
@@ -164,17 +179,26 @@ def _pieces(column: pl.Series) -> pl.Series:
         stripped = value.str.strip_chars()
         value = pl.when(stripped != "").then(value)
         if name in NUMBERS:
-            number = stripped.cast(pl.Float64, strict=False)
-            finite = pl.when(number.is_finite()).then(number)
-            whole = pl.when((finite == finite.round()) & (finite.abs() < 2**53)).then(finite).cast(pl.Int64)
-            text = pl.when(number.is_null()).then(value)
-            numbers = (
-                [_encoded(whole, name), _encoded(finite, name)] if name in WHOLE_NUMBERS else [_encoded(finite, name)]
-            )
-            return column.to_frame().select(pl.coalesce(*numbers, _encoded(text, name))).to_series()
+            return _numbers(column)
     elif kind in (pl.Float32, pl.Float64):
         value = pl.when(value.is_finite()).then(value)
     return column.to_frame().select(_encoded(value, name)).to_series()
+
+
+def _numbers(column: pl.Series) -> pl.Series:
+    """`"name":5.1` for cells that hold a number, `"name":"text"` for others, null for empty ones and NaN."""
+    name = column.name
+    text = column.str.strip_chars()
+    number = text.cast(pl.Float64, strict=False)
+    cells = pl.DataFrame({"text": text.set(text == "", None), "number": number})
+    finite = pl.when(pl.col("number").is_finite()).then("number")
+    is_whole = (number.drop_nulls() == number.drop_nulls().round()) & (number.drop_nulls().abs() < 2**53)
+    if name in WHOLE_NUMBERS and is_whole.all():
+        finite = finite.cast(pl.Int64)
+    pieces = _encoded(finite, name)
+    if (number.is_null() & cells["text"].is_not_null()).any():
+        pieces = pl.coalesce(pieces, _encoded(pl.when(pl.col("number").is_null()).then("text"), name))
+    return cells.select(pieces).to_series()
 
 
 def _encoded(value: pl.Expr, name: str) -> pl.Expr:

@@ -165,31 +165,25 @@ def _beside(path: str, there: set[str]) -> tuple[str, ...]:
 def _list_rows(source: str) -> Iterator[SourceFile]:
     """Files that a table or a list of addresses names."""
     rows = read_list(_read_list_file(source), public_url(source) if is_url(source) else source)
-    base = source.rpartition("/")[0] or "."
-    elsewhere = store.is_s3(source) or is_url(source)
+    base = (source.rpartition("/")[0] or ("" if source.startswith("/") else ".")) + "/"
+    on_web = is_url(source)
+    elsewhere = store.is_s3(source) or on_web
     for path, text, origin, licence, attribution, extra, fault in rows.iter_rows():
         path = path or ""
         caption = stripped(text)
         refusal = ("bad_row", fault) if fault else _refuse_path(path, from_elsewhere=elsewhere)
-        said = Said(
-            caption,
-            None,
-            "table" if caption else None,
-            stripped(origin),
-            stripped(licence),
-            stripped(attribution),
-            extra,
-        )
+        table = "table" if caption else None
+        said = Said(caption, None, table, stripped(origin), stripped(licence), stripped(attribution), extra)
         if refusal is not None:
             yield SourceFile(public_url(path) if is_url(path) else path, "", 0, refusal, said)
         elif is_url(path):
             yield SourceFile(public_url(path), path, 0, None, said, ())
         elif path.startswith(("s3://", "/")):
             yield SourceFile(path, path, 0, None, said)
-        elif is_url(source):
+        elif on_web:
             yield SourceFile(path, joined(source, path), 0, None, said, ())
         else:
-            yield SourceFile(path, store.join(base, path), 0, None, said)
+            yield SourceFile(path, base + path, 0, None, said)
 
 
 def _read_list_file(source: str) -> bytes:
@@ -212,12 +206,12 @@ def _refuse_path(path: str, *, from_elsewhere: bool) -> tuple[str, str] | None:
     if store.is_s3(path):
         bucket, _, key = path.removeprefix("s3://").partition("/")
         return None if bucket and key.strip("/") else ("no_path", f"The row names no object: {path!r}.")
-    if _SCHEME.match(path):
+    if "://" in path and _SCHEME.match(path):
         return "bad_address", f"{path.partition('://')[0]!r} is no address this program reads; use http(s) or s3."
     if path.startswith("/"):
         sentence = f"A table that lies elsewhere may not name the local file {path!r}; use s3:// or a relative path."
         return ("unsafe_path", sentence) if from_elsewhere else None
-    if ".." in PurePosixPath(path).parts:
+    if ".." in path and ".." in PurePosixPath(path).parts:
         return "unsafe_path", f"The path {path!r} leaves the table's folder; write it as an absolute path."
     return None
 

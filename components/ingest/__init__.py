@@ -76,10 +76,12 @@ def ingest(config: IngestConfig, source: str, objects: str, out: str) -> IngestR
         KinoflowError: the source is missing or empty, or more files failed than the config allows.
     """
     _refuse_nesting(source, {"objects": objects, "out": out})
-    table = _mark_duplicates(_examine_all(list_source(source), config, Known(objects, source), objects))
-    ledger = _ledger(table)
-    _check_failures(config, source, table)
-    found = _publish(config, source, table, ledger, out)
+    files = list_source(source)
+    with Known(objects, source) as known:
+        table = _mark_duplicates(_examine_all(files, config, known, objects))
+        ledger = _ledger(table)
+        _check_failures(config, source, table)
+        found = _publish(config, source, table, ledger, out)
     logger.info("ingested %d of %d files into %s", ledger.ingested, ledger.total, out)
     return IngestReport(
         total=ledger.total,
@@ -129,23 +131,18 @@ def _examine_all(files: list[SourceFile], config: IngestConfig, known: Known, ob
     """The rows of all inputs in the order of the source; some thousand are held as Python objects at a time."""
     uploads, threads = Uploads(objects), config.parallel_files
     chunks, rows = [tables.frame([], tables.VIDEOS)], []
-    try:
-        with (
-            progress.task("ingest", len(files)) as task,
-            ThreadPoolExecutor(threads) as members,
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            examiner = Examiner(config, uploads, known, members)
-            for file, found in _in_order(pool, examiner.rows, files, threads * WAITING_PER_THREAD):
-                rows += found
-                if len(rows) >= CHUNK_ROWS:
-                    chunks.append(tables.frame(rows, tables.VIDEOS))
-                    rows = []
-                task.advance(note=repr(file.path))
-    except BaseException:
-        known.interrupted()
-        raise
-    known.close()
+    with (
+        progress.task("ingest", len(files)) as task,
+        ThreadPoolExecutor(threads) as members,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        examiner = Examiner(config, uploads, known, members)
+        for file, found in _in_order(pool, examiner.rows, files, threads * WAITING_PER_THREAD):
+            rows += found
+            if len(rows) >= CHUNK_ROWS:
+                chunks.append(tables.frame(rows, tables.VIDEOS))
+                rows = []
+            task.advance(note=repr(file.path))
     return pl.concat([*chunks, tables.frame(rows, tables.VIDEOS)])
 
 

@@ -63,7 +63,7 @@ def unpacked(path: Path, scratch: Path, max_bytes: int) -> Path:
     plain, size = scratch / "archive.tar", 0
     try:
         with gzip.open(path, "rb") as source, plain.open("wb") as target:
-            while data := source.read(CHUNK_BYTES):
+            while data := source.read1(CHUNK_BYTES):
                 size += len(data)
                 if size > max_bytes:
                     raise ValueError(f"unpacked it is larger than {max_bytes} bytes (max_file_bytes)")

@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from components.errors import KinoflowError
 logger = logging.getLogger(__name__)
 
 FOLDER = "known-files"
-FLUSH_ROWS, FLUSH_S = 1000, 20.0
+FLUSH_ROWS, FLUSH_S = 1000, 5.0
 UNVERSIONED = "unversioned"
 """Version of a file whose server gives it none: taken for unchanged only while one ingestion goes on."""
 
@@ -40,7 +41,7 @@ Row = dict[str, object]
 
 
 class Known:
-    """Facts on the inputs of one source; threads may share it. Close it when all of them are done.
+    """Facts on the inputs of one source; threads may share it. A context manager: its body is one ingestion.
 
     Args:
         objects: URI prefix of the content-addressed objects.
@@ -82,12 +83,19 @@ class Known:
             if len(self._new) >= FLUSH_ROWS or time.monotonic() - self._flushed_s >= FLUSH_S:
                 self._flush()
 
-    def interrupted(self) -> None:
-        """Write what was found out so far."""
-        with self._lock:
+    def __enter__(self) -> Known:
+        """The facts."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what was found out; after a whole ingestion, one file in the place of all."""
+        if kind is None:
+            self._close()
+            return
+        with self._lock, suppress(store.StoreError):  # what has happened matters more
             self._flush()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Write one file in the place of all, without what this ingestion has not met."""
         with self._lock:
             self._flush()

@@ -97,7 +97,8 @@ def _csv(data: bytes) -> _Rows:
         if len(set(header)) < len(header):
             raise ValueError(f"two columns have one name ({', '.join(header)})")
         schema = dict.fromkeys(header, pl.String)
-        chunks, faults = [pl.DataFrame(schema=schema)], {}
+        chunks = [pl.DataFrame(schema=schema)]
+        faults: dict[int, str] = {}
         num_rows = 0
         while chunk := list(islice(reader, CHUNK_ROWS)):
             rows = [row for row in chunk if row]
@@ -191,7 +192,7 @@ def _numbers(column: pl.Series) -> pl.Series:
     text = column.str.strip_chars()
     number = text.cast(pl.Float64, strict=False)
     cells = pl.DataFrame({"text": text.set(text == "", None), "number": number})
-    finite = pl.when(pl.col("number").is_finite()).then("number")
+    finite: pl.Expr = pl.when(pl.col("number").is_finite()).then("number")
     is_whole = (number.drop_nulls() == number.drop_nulls().round()) & (number.drop_nulls().abs() < 2**53)
     if name in WHOLE_NUMBERS and is_whole.all():
         finite = finite.cast(pl.Int64)

@@ -15,7 +15,8 @@ from components.video import write_video
 
 VIDEOS = {
     "h264.mp4": "libx264", "h264.mkv": "libx264", "h264.ts": "libx264", "h264.flv": "libx264", "mpeg4.avi": "mpeg4",
-    "mpeg4.mov": "mpeg4", "vp9.webm": "libvpx-vp9", "mpeg2.mpg": "mpeg2video", "mjpeg.avi": "mjpeg", "ffv1.mkv": "ffv1",
+    "mpeg4.mov": "mpeg4", "vp9.webm": "libvpx-vp9", "mpeg2.mpg": "mpeg2video", "h264.avi": "libx264",
+    "ffv1.mkv": "ffv1",
 }  # fmt: skip
 IMAGES = ("still.png", "still.jpg", "still.webp", "still.bmp", "still.tif", "still.ppm")
 

@@ -91,5 +91,5 @@ def test_only_damaged_files_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name, data in damaged([path for path in write_seeds(tmp_path / "seeds") if path.suffix == ".mp4"], 5, seed=6):
         (tmp_path / "in" / name).write_bytes(data[:100])
-    with pytest.raises(KinoflowError, match="5 of 5 files .* cannot be used"):
+    with pytest.raises(KinoflowError, match=r"5 of 5 files .* cannot be used"):
         ingest(IngestConfig(), str(tmp_path / "in"), str(tmp_path / "objects"), str(tmp_path / "out"))

@@ -46,6 +46,7 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "object_key": pl.String,
     "source": pl.String,
     "licence": pl.String,
+    "attribution": pl.String,
     "media": pl.String,
     "shot_index": pl.Int32,  # -1 for a rejected file
     "start_s": pl.Float64,

@@ -20,12 +20,11 @@ from pathlib import Path
 
 import polars as pl
 
-from components import store, tables
+from components import layout, store, tables
 from components.errors import KinoflowError
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "known-files"
 FLUSH_ROWS, FLUSH_S = 1000, 5.0
 UNVERSIONED = "unversioned"
 """Version of a file whose server gives it none: taken for unchanged only while one ingestion goes on."""
@@ -50,9 +49,8 @@ class Known:
 
     def __init__(self, objects: str, source: str) -> None:
         place = source if "://" in source else str(Path(source).absolute())
-        self._prefix = store.join(
-            beside(objects, FOLDER), hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        )
+        name = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._prefix = store.join(layout.beside(objects, layout.KNOWN_FILES), name)
         self._lock = threading.Lock()
         self._names: list[str] = []
         self._table = self._load()
@@ -154,13 +152,6 @@ class Known:
 
 def _key(uri: str) -> str:
     return hashlib.sha256(uri.encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def beside(objects: str, name: str) -> str:
-    """The URI of a folder beside the objects; inside, where they fill a whole bucket."""
-    parent, _, last = objects.rstrip("/").rpartition("/")
-    whole_bucket = store.is_s3(objects) and not store.split_s3(objects)[1].strip("/")
-    return store.join(objects if whole_bucket or not last else parent or ".", name)
 
 
 @cache

@@ -18,7 +18,6 @@ import pytest
 from components import manifest, store, tables
 from components.config import IngestConfig
 from components.ingest import ingest
-from components.ingest.known import beside
 from components.video import write_video
 from tests.components.test_ingest import moving_square
 from tests.conftest import S3Server
@@ -175,11 +174,3 @@ def test_a_changed_source_is_a_version_and_the_one_before_stays(
     written = {item.key: item.modified_s for item in store.list_objects(root)}
     run(folder, root, tmp_path / "b")
     assert {item.key: item.modified_s for item in store.list_objects(root)} == written
-
-
-def test_facts_lie_beside_the_objects() -> None:
-    assert beside("s3://bucket/a/objects", "x") == "s3://bucket/a/x"
-    assert beside("s3://bucket/objects/", "x") == "s3://bucket/x"
-    assert beside("s3://bucket", "x") == "s3://bucket/x"
-    assert beside("/a/objects", "x") == "/a/x"
-    assert beside("objects", "x") == "./x"

@@ -31,13 +31,21 @@ from model.sentinel_config import SentinelConfig
 
 
 class IngestConfig(Section):
-    """How a folder, an `s3://` prefix or a table becomes the `videos` table."""
+    """How folders, prefixes, archives and lists of files become the `videos` table."""
 
-    source_name: str = Field("local", description="Recorded with every file: where the videos come from.")
-    licence: str = Field("unknown", description="Recorded with every file: under which licence.")
+    source_name: str = Field("local", description="Where a file comes from, unless its table or sidecar says.")
+    licence: str = Field("unknown", description="Under which licence, unless its table or sidecar says.")
+    attribution: str | None = Field(None, description="Whom to name, unless its table or sidecar says.")
     max_failed_share: float = Field(
         0.9, ge=0, le=1, description="The stage fails above this share of unusable files; duplicates do not count."
     )
+    max_file_bytes: int = Field(
+        32 << 30, ge=1, description="Larger files, archives and members of archives are refused."
+    )
+    max_caption_chars: int = Field(10_000, ge=1, description="Longer captions are cut, which is noted.")
+    parallel_files: int = Field(8, ge=1, description="Files read or downloaded at once; changes nothing in the result.")
+    download_attempts: int = Field(5, ge=1, description="How often a download is begun or gone on with.")
+    download_timeout_s: float = Field(3600.0, gt=0, description="For one download with all its attempts.")
 
 
 class StagePlanConfig(Section):

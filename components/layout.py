@@ -12,6 +12,8 @@ training went back behind."""
 
 ANALYSED = "analysed"
 """Beside the objects: what was measured on them."""
+KNOWN_FILES = "known-files"
+"""Beside the objects: what was found out about the files of a source."""
 
 
 def step_folder(step: int) -> str:

@@ -16,6 +16,7 @@ VIDEOS: dict[str, pl.DataType | type[pl.DataType]] = {
     "object_key": pl.String,  # "ab/abcd….mp4" below the objects prefix; null when rejected
     "source": pl.String,
     "licence": pl.String,
+    "attribution": pl.String,  # whom to name; null when nobody says
     "media": pl.String,  # "video" | "image"
     "size_bytes": pl.Int64,
     "container": pl.String,
@@ -30,6 +31,8 @@ VIDEOS: dict[str, pl.DataType | type[pl.DataType]] = {
     "caption": pl.String,  # of the whole file, as found
     "caption_shots": pl.String,  # JSON list of {"start_s", "end_s", "caption"}, as found in a sidecar
     "caption_origin": pl.String,  # "sidecar_txt" | "sidecar_json" | "table"
+    "caption_note": pl.String,  # one sentence when a caption was cut or could not be used
+    "extra": pl.String,  # JSON object of the other columns of the table that named the file
     "outcome": pl.String,  # "ingested" | "rejected"
     "reason": pl.String,  # slug, null when ingested
     "detail": pl.String,  # one sentence, null when ingested
@@ -43,6 +46,7 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "object_key": pl.String,
     "source": pl.String,
     "licence": pl.String,
+    "attribution": pl.String,
     "media": pl.String,
     "shot_index": pl.Int32,  # -1 for a rejected file
     "start_s": pl.Float64,

@@ -46,7 +46,7 @@ MlflowPortOption = Annotated[int | None, typer.Option(help="Port of the embedded
 def run(
     preset: PresetOption = "demo",
     videos: Annotated[
-        str | None, typer.Option(help="Folder, s3:// prefix, or .csv/.parquet table; the preset's own when absent.")
+        str | None, typer.Option(help="Folder, s3:// prefix, table, list, .tar or address; the preset's if absent.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; the preset's name when absent.")] = None,
     set_: SetOption = None,

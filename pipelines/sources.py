@@ -13,7 +13,7 @@ from pipelines.config import DemoData, RunConfig
 
 
 def resolve_source(config: RunConfig, videos: str | None, project: Path) -> str:
-    """The source to ingest, as an absolute path or an s3:// prefix; demo data are made when none is named.
+    """The source to ingest, as an absolute path or an address; demo data are made when none is named.
 
     Raises:
         KinoflowError: there is nothing at `videos`, or the preset brings no data of its own.
@@ -30,8 +30,11 @@ def resolve_source(config: RunConfig, videos: str | None, project: Path) -> str:
 def _checked(videos: str) -> str:
     if store.is_s3(videos):
         return videos  # looked at once the store is known
+    from components.ingest.downloads import is_url
     from components.ingest.sources import list_source
 
+    if is_url(videos):
+        return videos
     path = Path(videos).expanduser()
     list_source(str(path))
     return str(path.resolve())
@@ -61,7 +64,7 @@ def dataset_digest(source: str) -> str:
 
     It is the digest in the `.dvc` file: what `dvc status` says has changed since is another version.
     """
-    if store.is_s3(source):
+    if "://" in source:
         return ""
     for folder in (Path(source), *Path(source).parents):
         tracked = folder.parent / f"{folder.name}.dvc"

@@ -38,7 +38,7 @@ ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/cu
 NOT_ANALYSIS = {"__init__", "__main__", "analysed", "ledger", "merge", "parts", "rules", "split", "workers"}
 FOUND_AS = {
     "source_id", "path", "object_key", "source", "licence", "attribution", "extra", "caption", "caption_shots",
-    "caption_origin", "outcome", "reason", "detail",
+    "caption_origin", "caption_note", "outcome", "reason", "detail",
 }  # fmt: skip
 """Columns of `tables.VIDEOS` that say how a file was come by, not what is in it."""
 FILE_KEY = "file_key"

@@ -24,7 +24,7 @@ Row = dict[str, object]
 
 DEFAULT_FPS = 24.0
 """Open-Sora 1.1's for a video that names no frame rate."""
-CARRIED = ("source_id", "path", "content_sha256", "object_key", "source", "licence", "media")
+CARRIED = ("source_id", "path", "content_sha256", "object_key", "source", "licence", "attribution", "media")
 MIN_CAPTION_OVERLAP = 0.5
 
 

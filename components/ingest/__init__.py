@@ -1,21 +1,17 @@
-"""Ingest: a folder, an `s3://` prefix or a table becomes content-addressed objects and the `videos` table.
+"""Ingest: folders, prefixes, archives and lists of files become content-addressed objects and the `videos` table.
 
 Every file is in exactly one row, either ingested or rejected with a reason. Objects are named by their SHA-256 and
-uploaded once; running again over the same files uploads nothing and leaves the published table as it is.
+uploaded once; running again over the same files reads none of them, uploads nothing and leaves the published table as
+it is. A source that has changed is a new version; the one it replaces stays readable.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
-import tempfile
-import threading
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
@@ -23,18 +19,21 @@ from pydantic import BaseModel, ConfigDict
 from components import manifest, progress, store, tables
 from components.config import IngestConfig
 from components.errors import KinoflowError
-from components.ingest.sources import SourceFile, captions_of, list_source
-from components.media import UnreadableMedia, VideoInfo
-from components.video import probe
+from components.ingest.downloads import is_url, public_url
+from components.ingest.examine import Examiner, Row, Uploads
+from components.ingest.known import Known
+from components.ingest.sources import SourceFile, list_source
+from components.ingest.versions import changes, keep_earlier
 
 logger = logging.getLogger(__name__)
 
 KIND = "videos"
 TABLE = "videos.parquet"
-IO_THREADS = 8
 DUPLICATE_REASONS = frozenset({"duplicate_file", "duplicate_path"})
-
-Row = dict[str, object]
+PACE = ("parallel_files", "download_attempts", "download_timeout_s")
+"""Settings that change how fast the table is made, not what is in it."""
+CHUNK_ROWS = 10_000
+WAITING_PER_THREAD = 16
 
 
 class IngestReport(BaseModel):
@@ -67,8 +66,9 @@ def ingest(config: IngestConfig, source: str, objects: str, out: str) -> IngestR
     """Bring every file of a source into the object store and publish the `videos` table.
 
     Args:
-        config: what is recorded with every file, and how many may fail.
-        source: local folder (recursive), `s3://` prefix, or a CSV or Parquet table with columns `path` and `text`.
+        config: what is recorded with every file, what one may take, and how many may fail.
+        source: what `components.ingest.sources.list_source` understands: a folder, an `s3://` prefix, a table, a list
+            of addresses, tar archives, here or on the web.
         objects: URI prefix of the content-addressed objects.
         out: URI prefix of the published table.
 
@@ -77,19 +77,11 @@ def ingest(config: IngestConfig, source: str, objects: str, out: str) -> IngestR
     """
     _refuse_nesting(source, {"objects": objects, "out": out})
     files = list_source(source)
-    rows = _mark_duplicates(_examine_all(files, config, objects))
-    table = tables.frame(rows, tables.VIDEOS)
-    ledger = _ledger(table, len(files))
-    _check_failures(config, source, table)
-    inputs = {"source": _inputs_digest(table)}
-    found = manifest.reusable(out, KIND, config=config, inputs=inputs)
-    if found is None:
-        with manifest.publish(out, KIND, config=config, inputs=inputs) as publication:
-            tables.write(table, publication.directory / TABLE, tables.VIDEOS)
-            publication.facts.update(ledger.model_dump(mode="json"))
-            publication.annotations["source"] = source
-        found = publication.manifest
-        assert found is not None
+    with Known(objects, source) as known:
+        table = _mark_duplicates(_examine_all(files, config, known, objects))
+        ledger = _ledger(table)
+        _check_failures(config, source, table)
+        found = _publish(config, source, table, ledger, out)
     logger.info("ingested %d of %d files into %s", ledger.ingested, ledger.total, out)
     return IngestReport(
         total=ledger.total,
@@ -98,6 +90,27 @@ def ingest(config: IngestConfig, source: str, objects: str, out: str) -> IngestR
         reasons=ledger.reasons,
         manifest_digest=found.digest,
     )
+
+
+def _publish(config: IngestConfig, source: str, table: pl.DataFrame, ledger: Ledger, out: str) -> manifest.Manifest:
+    """Publish the table unless it is there already; another one in its place is kept first."""
+    recorded = config.model_copy(update={name: IngestConfig.model_fields[name].default for name in PACE})
+    inputs = {"source": _inputs_digest(table)}
+    found = manifest.reusable(out, KIND, config=recorded, inputs=inputs)
+    if found is not None:
+        logger.info("nothing has changed at the source; %s stays as it is", out)
+        return found
+    earlier = keep_earlier(out, KIND)
+    with manifest.publish(out, KIND, config=recorded, inputs=inputs) as publication:
+        tables.write(table, publication.directory / TABLE, tables.VIDEOS)
+        publication.facts.update(ledger.model_dump(mode="json"))
+        publication.annotations["source"] = public_url(source) if is_url(source) else source
+        if earlier is not None:
+            what = changes(earlier, TABLE, table)
+            logger.info("a new version: %s; the one before is at %s", what, earlier.uri)
+            publication.annotations |= {"replaces": earlier.digest, "replaced": earlier.uri, "changes": what}
+    assert publication.manifest is not None
+    return publication.manifest
 
 
 def _refuse_nesting(source: str, outputs: Mapping[str, str]) -> None:
@@ -114,167 +127,69 @@ def _refuse_nesting(source: str, outputs: Mapping[str, str]) -> None:
             raise KinoflowError(f"The {name} prefix {uri!r} lies inside the source {source!r}; choose another place.")
 
 
-def _examine_all(files: list[SourceFile], config: IngestConfig, objects: str) -> list[Row]:
-    uploads = _Uploads(objects)
-    with progress.task("ingest", len(files)) as task, ThreadPoolExecutor(IO_THREADS) as pool:
-        rows = []
-        try:
-            for row in pool.map(lambda file: _examine(file, config, uploads), files):
-                rows.append(row)
-                task.advance(note=repr(row["path"]))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return rows
+def _examine_all(files: list[SourceFile], config: IngestConfig, known: Known, objects: str) -> pl.DataFrame:
+    """The rows of all inputs in the order of the source; some thousand are held as Python objects at a time."""
+    uploads, threads = Uploads(objects), config.parallel_files
+    chunks, rows = [tables.frame([], tables.VIDEOS)], []
+    with (
+        progress.task("ingest", len(files)) as task,
+        ThreadPoolExecutor(threads) as members,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        examiner = Examiner(config, uploads, known, members)
+        for file, found in _in_order(pool, examiner.rows, files, threads * WAITING_PER_THREAD):
+            rows += found
+            if len(rows) >= CHUNK_ROWS:
+                chunks.append(tables.frame(rows, tables.VIDEOS))
+                rows = []
+            task.advance(note=repr(file.path))
+    return pl.concat([*chunks, tables.frame(rows, tables.VIDEOS)])
 
 
-class _Uploads:
-    """Puts objects into the store, each content once however many threads meet it."""
-
-    def __init__(self, objects: str) -> None:
-        self._objects = objects
-        self._claimed: set[str] = set()
-        self._lock = threading.Lock()
-
-    def put(self, path: Path, key: str) -> None:
-        with self._lock:
-            if key in self._claimed:
-                return
-            self._claimed.add(key)
-        uri = store.join(self._objects, key)
-        if not store.exists(uri):
-            store.upload(path, uri)
-
-
-def _examine(file: SourceFile, config: IngestConfig, uploads: _Uploads) -> Row:
-    """Read, hash, probe and store one file; whatever is wrong with it becomes its row's reason."""
-    row: Row = {
-        "source_id": _source_id(file),
-        "path": _printable(file.path),
-        "source": config.source_name,
-        "licence": config.licence,
-        "outcome": "ingested",
-    }
-    if file.refusal is not None:
-        return row | _rejection(*file.refusal)
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[SourceFile], list[Row]], files: list[SourceFile], ahead: int
+) -> Iterator[tuple[SourceFile, list[Row]]]:
+    """Every file with its rows, in order; so many are under way or done and waiting at a time."""
+    waiting: deque[tuple[SourceFile, Future[list[Row]]]] = deque()
     try:
-        with _local_copy(file) as path:
-            row |= _content(path)
-            info = _probe(path)
-            key = object_key(str(row["content_sha256"]), file.path)
-            uploads.put(path, key)
-    except _RejectionError as rejected:
-        return row | _rejection(*rejected.args)
-    captions = captions_of(file)
-    return row | _description(info) | {
-        "object_key": key,
-        "caption": captions.caption,
-        "caption_shots": captions.shots,
-        "caption_origin": captions.origin,
-    }  # fmt: skip
+        for file in files:
+            waiting.append((file, pool.submit(work, file)))
+            if len(waiting) >= ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
-class _RejectionError(Exception):
-    """Reason slug and sentence of a file that cannot be taken."""
+def _mark_duplicates(table: pl.DataFrame) -> pl.DataFrame:
+    """Of several files with the same bytes the first is taken, the others are rejected."""
+    ingested = table.with_row_index("row").filter(pl.col("outcome") == "ingested")
+    first = ingested.unique("content_sha256", keep="first").select("content_sha256", original="path", first="row")
+    later = ingested.join(first, on="content_sha256").filter(pl.col("row") != pl.col("first"))
+    if later.is_empty():
+        return table
+    details = [f"The same bytes as {path!r}." for path in later["original"]]
+    marks = later.select("row", detail_=pl.Series(details, dtype=pl.String))
+    is_copy = pl.col("detail_").is_not_null()
+    marked = table.with_row_index("row").join(marks, on="row", how="left", maintain_order="left")
+    return marked.with_columns(
+        outcome=pl.when(is_copy).then(pl.lit("rejected")).otherwise("outcome"),
+        reason=pl.when(is_copy).then(pl.lit("duplicate_file")).otherwise("reason"),
+        detail=pl.coalesce("detail_", "detail"),
+        object_key=pl.when(~is_copy).then("object_key"),
+    ).select(list(tables.VIDEOS))
 
 
-@contextmanager
-def _local_copy(file: SourceFile) -> Iterator[Path]:
-    if not store.is_s3(file.uri):
-        path = Path(file.uri)
-        if not path.exists():
-            raise _RejectionError("missing_file", f"There is no file {_printable(file.path)!r}.")
-        if not path.is_file():
-            raise _RejectionError("not_media", f"{_printable(file.path)!r} is not a regular file.")
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
-        path = Path(scratch) / f"file{_suffix(file.path)}"
-        try:
-            store.download(file.uri, path)
-        except store.ObjectMissing as error:
-            raise _RejectionError("missing_file", f"There is no object {file.path!r}.") from error
-        yield path
-
-
-def _content(path: Path) -> Row:
-    try:
-        size_bytes = path.stat().st_size
-        return {"size_bytes": size_bytes, "content_sha256": manifest.sha256_file(path)}
-    except OSError as error:
-        raise _RejectionError("unreadable", f"The file could not be read: {error.strerror}.") from error
-
-
-def _probe(path: Path) -> VideoInfo:
-    try:
-        return probe(path)
-    except UnreadableMedia as error:
-        raise _RejectionError(error.reason, f"{error.detail[:1].upper()}{error.detail[1:]}.") from error
-    except Exception as error:  # a decoder may fail in any way on hostile bytes: still one row, not the end
-        logger.warning("probing %s failed: %r", path, error)
-        raise _RejectionError("unreadable", f"The decoder failed ({type(error).__name__}).") from error
-
-
-def _description(info: VideoInfo) -> Row:
-    return {
-        "media": info.media,
-        "container": info.container,
-        "codec": info.codec,
-        "pix_fmt": info.pix_fmt,
-        "width": info.width,
-        "height": info.height,
-        "rotation_deg": info.rotation_deg,
-        "fps": info.fps,
-        "num_frames_header": info.num_frames_header,
-        "duration_s": info.duration_s,
-    }
-
-
-def _rejection(reason: str, detail: str) -> Row:
-    return {"outcome": "rejected", "reason": reason, "detail": _printable(detail)}
-
-
-def object_key(content_sha256: str, path: str) -> str:
-    """Key of an object below the objects prefix: `ab/abcd….mp4`; of the name only a plain suffix is kept."""
-    return f"{content_sha256[:2]}/{content_sha256}{_suffix(path)}"
-
-
-def _suffix(path: str) -> str:
-    suffix = PurePosixPath(path).suffix.lower()
-    return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) else ""
-
-
-def _source_id(file: SourceFile) -> str:
-    name = file.path.encode("utf-8", "surrogateescape")
-    if file.occurrence:
-        name += f"\0{file.occurrence}".encode()
-    return hashlib.sha256(name).hexdigest()[:16]
-
-
-def _printable(text: str) -> str:
-    """Names that are not UTF-8 reach Python as lone surrogates, which no table can hold."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def _mark_duplicates(rows: list[Row]) -> list[Row]:
-    first: dict[object, object] = {}
-    marked = []
-    for row in rows:
-        content = row.get("content_sha256")
-        if row["outcome"] == "ingested" and content in first:
-            detail = f"The same bytes as {first[content]!r}."
-            row = row | _rejection("duplicate_file", detail) | {"object_key": None}
-        elif row["outcome"] == "ingested":
-            first[content] = row["path"]
-        marked.append(row)
-    return marked
-
-
-def _ledger(table: pl.DataFrame, total: int) -> Ledger:
+def _ledger(table: pl.DataFrame) -> Ledger:
     taken = table.filter(pl.col("outcome") == "ingested")
     rejected = table.filter(pl.col("outcome") == "rejected")
     reasons = dict(sorted(Counter(rejected["reason"].to_list()).items()))
-    assert len(table) == total == len(taken) + len(rejected), "every source file is in exactly one row"
+    total = len(table)
+    assert total == len(taken) + len(rejected), "every source file is in exactly one row"
     assert sum(reasons.values()) == len(rejected), "every rejected file has a reason"
     assert table["source_id"].n_unique() == total, "source ids are unique"
     return Ledger(
@@ -304,5 +219,9 @@ def _check_failures(config: IngestConfig, source: str, table: pl.DataFrame) -> N
 
 
 def _inputs_digest(table: pl.DataFrame) -> str:
-    columns = ("path", "size_bytes", "content_sha256", "caption", "caption_shots", "caption_origin", "reason")
+    """Of what was found at the source, row by row."""
+    columns = (
+        "path", "size_bytes", "content_sha256", "source", "licence", "attribution", "caption", "caption_shots",
+        "caption_origin", "caption_note", "extra", "reason",
+    )  # fmt: skip
     return manifest.digest_of({"files": [list(row) for row in table.select(columns).iter_rows()]})

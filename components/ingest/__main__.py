@@ -13,7 +13,9 @@ from components.ingest import ingest
 
 
 def main(
-    source: Annotated[str, typer.Option(help="Folder, s3:// prefix, or a .csv or .parquet with columns path, text.")],
+    source: Annotated[
+        str, typer.Option(help="Folder, s3:// prefix, .csv/.parquet/.jsonl, list, .tar, address or pattern.")
+    ],
     objects: Annotated[str, typer.Option(help="URI prefix of the content-addressed objects.")],
     out: Annotated[str, typer.Option(help="URI prefix of the published table.")],
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file; defaults when absent.")] = None,

@@ -16,16 +16,15 @@ from pathlib import Path, PurePosixPath
 
 from components.store import parts
 from components.store.content import BytesContent, Content, FileContent, Transferred, ranges
-from components.store.failures import ObjectMissing, StoreError, sentences
+from components.store.failures import ObjectMissing, Refused, StoreError, sentences
 from components.store.parts import PendingUpload
 from components.store.s3 import StoreSettings, outage_s, request, split_s3
 
 __all__ = [
-    "BytesContent", "Content", "FileContent", "ObjectMissing", "PendingUpload", "StoreError", "StoreSettings",
-    "StoredObject",
-    "Transferred", "abort", "checksum", "delete", "download", "ensure_bucket", "exists", "is_s3", "join",
-    "list_objects", "outage_s", "pending_uploads", "read_bytes", "read_range", "remove_empty_folders", "safe_key",
-    "split_s3", "upload", "write", "write_bytes",
+    "BytesContent", "Content", "FileContent", "ObjectMissing", "PendingUpload", "Refused", "StoreError",
+    "StoreSettings", "StoredObject", "Transferred", "abort", "checksum", "delete", "describe", "download",
+    "ensure_bucket", "exists", "is_s3", "join", "list_objects", "outage_s", "pending_uploads", "read_bytes",
+    "read_range", "remove_empty_folders", "safe_key", "split_s3", "upload", "write", "write_bytes",
 ]  # fmt: skip
 
 CHUNK_BYTES = 8 << 20
@@ -38,6 +37,7 @@ class StoredObject:
     key: str
     size_bytes: int
     modified_s: float = field(default=0.0, compare=False)  # since 1970
+    etag: str = field(default="", compare=False)  # the server's name for these bytes; a local file has none
 
 
 def is_s3(uri: str) -> bool:
@@ -61,6 +61,14 @@ def safe_key(key: str) -> str:
 def exists(uri: str) -> bool:
     """Whether an object (not a prefix) exists at `uri`."""
     return parts.size_of(uri) is not None if is_s3(uri) else Path(uri).is_file()
+
+
+def describe(uri: str) -> StoredObject:
+    """Size, time and version of one object of a bucket, its own name as key; `ObjectMissing` if there is none."""
+    bucket, key = split_s3(uri)
+    found = request("look up", uri, lambda s3: s3.head_object(Bucket=bucket, Key=key))
+    name = PurePosixPath(key).name
+    return StoredObject(name, found["ContentLength"], found["LastModified"].timestamp(), found.get("ETag", ""))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -153,7 +161,7 @@ def list_objects(prefix: str) -> list[StoredObject]:
         "list", prefix, lambda s3: list(s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=base))
     )
     objects = [
-        StoredObject(item["Key"][len(base) :], item["Size"], item["LastModified"].timestamp())
+        StoredObject(item["Key"][len(base) :], item["Size"], item["LastModified"].timestamp(), item.get("ETag", ""))
         for page in pages
         for item in page.get("Contents", [])
     ]

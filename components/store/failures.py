@@ -17,6 +17,10 @@ class ObjectMissing(StoreError):  # noqa: N818  # the state of the store, not a 
     """There is nothing at that URI."""
 
 
+class Refused(StoreError):  # noqa: N818  # an answer, not a fault of the program
+    """The store answers, and will not do this: forbidden, or a name it does not take."""
+
+
 @contextmanager
 def sentences(action: str, uri: str) -> Iterator[None]:
     """Turn what the operating system raises into one sentence."""

@@ -17,7 +17,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from components.store.failures import ObjectMissing, StoreError
+from components.store.failures import ObjectMissing, Refused, StoreError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -103,7 +103,7 @@ def request(action: str, uri: str, ask: Callable[[S3Client], T]) -> T:
         ObjectMissing: no such object or bucket.
         StoreError: refused, or away for longer than `StoreSettings.patience_s`.
     """
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
 
     began_s = time.monotonic()
     patience_s = StoreSettings().patience_s
@@ -118,6 +118,8 @@ def request(action: str, uri: str, ask: Callable[[S3Client], T]) -> T:
         raise StoreError(
             f"Could not {action} {uri}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         ) from error
+    except ParamValidationError as error:
+        raise Refused(f"Could not {action} {uri}: no store takes that name.") from error
     except ClientError as error:
         raise _answered(action, uri, error) from error
     except BotoCoreError as error:
@@ -180,8 +182,10 @@ def _answered(action: str, uri: str, error: Any) -> StoreError:
     if code == "NoSuchBucket":
         return ObjectMissing(f"Could not {action} {uri}: the bucket does not exist; create it first.")
     if code in REFUSED:
-        return StoreError(
+        return Refused(
             f"Could not {action} {uri}: the object store refused the credentials ({code}); "
             "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
-    return StoreError(f"Could not {action} {uri}: the object store answered {code or error}.")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    kind = Refused if 400 <= status < 500 else StoreError
+    return kind(f"Could not {action} {uri}: the object store answered {code or error}.")

@@ -30,7 +30,9 @@ def test_a_named_source_becomes_absolute_and_s3_stays(tmp_path: Path, monkeypatc
     (tmp_path / "mine" / "a.mp4").write_bytes(b"x")
     config = load_run_config("smoke")
     assert resolve_source(config, "mine", tmp_path) == str(tmp_path / "mine")
-    assert resolve_source(config, "s3://bucket/videos", tmp_path) == "s3://bucket/videos"
+    assert resolve_source(config, "mine/{a,b}.mp4", tmp_path) == str(tmp_path / "mine/{a,b}.mp4")
+    for address in ("s3://bucket/videos", "https://example.org/list.csv?key=1"):
+        assert resolve_source(config, address, tmp_path) == address
     with pytest.raises(KinoflowError, match="does not exist"):
         resolve_source(config, "yours", tmp_path)
 
@@ -41,4 +43,4 @@ def test_the_version_is_that_of_the_nearest_tracked_folder(tmp_path: Path) -> No
     assert dataset_digest(str(videos)) == ""
     (tmp_path / "data.dvc").write_text("outs:\n- md5: 1f2e.dir\n  path: data\n", encoding="utf-8")
     assert dataset_digest(str(videos)) == "1f2e.dir"
-    assert dataset_digest("s3://bucket/data/videos") == ""
+    assert dataset_digest("s3://bucket/data/videos") == dataset_digest("https://example.org/list.csv") == ""

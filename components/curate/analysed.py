@@ -34,8 +34,11 @@ SEGMENT_BYTES = 64 << 20
 """Segments are put together up to this size when a part is done."""
 DECIDED = {"seed", "rules", "captions", "eval_share", "max_failed_share", "workers"}
 """Settings that change no measure."""
-ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/curate/*.py")
-NOT_ANALYSIS = {"__init__", "__main__", "analysed", "ledger", "merge", "parts", "rules", "split", "workers"}
+ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/pictures.py", "components/curate/**/*.py")
+NOT_ANALYSIS = {
+    "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "duplicates", "ledger", "merge", "parts",
+    "report", "rules", "split", "whatif", "workers",
+}  # fmt: skip
 FOUND_AS = {
     "source_id", "path", "object_key", "source", "licence", "attribution", "extra", "caption", "caption_shots",
     "caption_origin", "outcome", "reason", "detail",

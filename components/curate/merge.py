@@ -13,6 +13,7 @@ from components import layout, manifest, store, tables
 from components.config import CurateConfig
 from components.curate import ledger
 from components.curate import parts as measuring
+from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.rules import apply_rules
 from components.curate.split import assign_split
@@ -85,7 +86,8 @@ def publish(
 
 def decide(config: CurateConfig, shots: pl.DataFrame, filed: Sequence[Filed] = ()) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
-    decided = apply_rules(mark(shots, filed), config.rules, caption_required=config.captions.required)
+    marked = mark(with_near_duplicate_groups(shots), filed)
+    decided = apply_rules(marked, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)
     return tables.with_caption_digests(clips)

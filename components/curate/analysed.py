@@ -54,6 +54,11 @@ def analysis_digest(config: CurateConfig) -> str:
     return manifest.digest_of({"settings": settings, "code": _analysis_code()})[:32]
 
 
+def measures_of(objects: str, config: CurateConfig) -> str:
+    """URI prefix of what is measured on files in that way."""
+    return store.join(layout.beside(objects, layout.ANALYSED), analysis_digest(config))
+
+
 @cache
 def _analysis_code() -> str:
     root = Path(components.__file__).parent.parent
@@ -71,7 +76,7 @@ class AnalysedFiles:
     """
 
     def __init__(self, objects: str, config: CurateConfig) -> None:
-        self.uri = store.join(layout.beside(objects, layout.ANALYSED), analysis_digest(config))
+        self.uri = measures_of(objects, config)
         self._captions = config.captions
         self._buffer: list[Row] = []
         self._buffered_files = 0

@@ -13,6 +13,7 @@ from components import layout, manifest, store, tables
 from components.config import CurateConfig
 from components.curate import ledger
 from components.curate import parts as measuring
+from components.curate.analysed import measures_of
 from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.rules import apply_rules
@@ -75,7 +76,9 @@ def publish(
             tables.write(clips, publication.directory / TABLE, tables.CLIPS)
             counts = ledger.count(table, clips)
             publication.facts.update(counts.model_dump(mode="json", exclude={"manifest_digest"}))
-            publication.annotations.update({"videos": videos, TOMBSTONES: beside(objects)})
+            publication.annotations.update(
+                {"videos": videos, TOMBSTONES: beside(objects), layout.ANALYSED: measures_of(objects, config)}
+            )
         found = publication.manifest
         assert found is not None
     report = CurateReport.model_validate({**found.facts, "manifest_digest": found.digest})

@@ -19,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from components import manifest, store
 from components.errors import KinoflowError
-from components.layout import HISTORY, REPORT, STEP_FOLDER
+from components.layout import ANALYSED, HISTORY, REPORT, STEP_FOLDER
 from components.published import Published
 from components.store import PendingUpload
 
 CHECKPOINT_FILE = re.compile(
     r"(model|ema|optimizer)\.safetensors|(config|state)\.json|optimizer/part-\d{5}-of-\d{5}\.safetensors|receipts/.+\.json"
 )
+SEGMENT = re.compile(r"[0-9a-f]{64}\.parquet")
 TEMPORARY = re.compile(r"\.[^/]+\.[a-z0-9_]{8}")
 
 
@@ -112,6 +113,7 @@ class _Surveyor:
         self._checkpoints()
         self._half_written()
         self._files_of_nothing()
+        self._unasked_measures()
         self._temporary_files()
         for upload in store.pending_uploads(self.root):
             if upload.started.timestamp() < self.oldest_alive_s:
@@ -219,6 +221,15 @@ class _Surveyor:
                 name = item.key.removeprefix(f"{folder}/") if folder else item.key
                 if name not in found.files and _form(name) in forms and item.modified_s < self.oldest_alive_s:
                     self._add("file of nothing", folder, [name])
+
+    def _unasked_measures(self) -> None:
+        """What was measured on files in a way that no curation below the root was made with."""
+        used = self._used()
+        for folder, items in self.below.items():
+            if PurePosixPath(folder).parent.name == ANALYSED and self.published.uri(folder) not in used:
+                names = [item.key.removeprefix(f"{folder}/") for item in items]
+                if all(SEGMENT.fullmatch(name) for name in names) and self._is_old(folder):
+                    self._add("measures of no curation", folder, names)
 
     def _temporary_files(self) -> None:
         """What a process killed in the middle of a local write has left beside its target."""

@@ -66,7 +66,8 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "contrast": pl.Float64,
     "black_share": pl.Float64,
     "text_share": pl.Float64,
-    "phash": pl.String,  # of three frames, hexadecimal: perceptual hashes, a dash, colour thumbnails
+    "phash": pl.Binary,  # what near-duplicates are found by, see components.curate.fingerprint
+    "near_duplicate_group": pl.String,  # smallest clip id of those that look the same; null when alone
     "near_duplicate_of": pl.String,  # clip id of the one that is kept
     "split": pl.String,  # "train" | "eval"; null unless kept
     "outcome": pl.String,  # "kept" | "dropped" | "rejected"

@@ -34,8 +34,11 @@ SEGMENT_BYTES = 64 << 20
 """Segments are put together up to this size when a part is done."""
 DECIDED = {"seed", "rules", "captions", "eval_share", "max_failed_share", "workers"}
 """Settings that change no measure."""
-ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/curate/*.py")
-NOT_ANALYSIS = {"__init__", "__main__", "analysed", "ledger", "merge", "parts", "rules", "split", "workers"}
+ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/pictures.py", "components/curate/**/*.py")
+NOT_ANALYSIS = {
+    "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "duplicates", "ledger", "merge", "parts",
+    "report", "rules", "split", "whatif", "workers",
+}  # fmt: skip
 FOUND_AS = {
     "source_id", "path", "object_key", "source", "licence", "attribution", "extra", "caption", "caption_shots",
     "caption_origin", "caption_note", "outcome", "reason", "detail",
@@ -49,6 +52,11 @@ def analysis_digest(config: CurateConfig) -> str:
     """Names everything that decides a measure besides the file: settings and code (32 hex digits)."""
     settings = config.model_dump(mode="json", exclude=DECIDED)
     return manifest.digest_of({"settings": settings, "code": _analysis_code()})[:32]
+
+
+def measures_of(objects: str, config: CurateConfig) -> str:
+    """URI prefix of what is measured on files in that way."""
+    return store.join(layout.beside(objects, layout.ANALYSED), analysis_digest(config))
 
 
 @cache
@@ -68,7 +76,7 @@ class AnalysedFiles:
     """
 
     def __init__(self, objects: str, config: CurateConfig) -> None:
-        self.uri = store.join(layout.beside(objects, layout.ANALYSED), analysis_digest(config))
+        self.uri = measures_of(objects, config)
         self._captions = config.captions
         self._buffer: list[Row] = []
         self._buffered_files = 0

@@ -13,6 +13,8 @@ from components import layout, manifest, store, tables
 from components.config import CurateConfig
 from components.curate import ledger
 from components.curate import parts as measuring
+from components.curate.analysed import measures_of
+from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.rules import apply_rules
 from components.curate.split import assign_split
@@ -74,7 +76,9 @@ def publish(
             tables.write(clips, publication.directory / TABLE, tables.CLIPS)
             counts = ledger.count(table, clips)
             publication.facts.update(counts.model_dump(mode="json", exclude={"manifest_digest"}))
-            publication.annotations.update({"videos": videos, TOMBSTONES: beside(objects)})
+            publication.annotations.update(
+                {"videos": videos, TOMBSTONES: beside(objects), layout.ANALYSED: measures_of(objects, config)}
+            )
         found = publication.manifest
         assert found is not None
     report = CurateReport.model_validate({**found.facts, "manifest_digest": found.digest})
@@ -85,7 +89,8 @@ def publish(
 
 def decide(config: CurateConfig, shots: pl.DataFrame, filed: Sequence[Filed] = ()) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
-    decided = apply_rules(mark(shots, filed), config.rules, caption_required=config.captions.required)
+    marked = mark(with_near_duplicate_groups(shots), filed)
+    decided = apply_rules(marked, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)
     return tables.with_caption_digests(clips)

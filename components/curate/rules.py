@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import polars as pl
 
 from components.config import CurationRules
-from components.curate.duplicates import near_duplicates
 
 Row = dict[str, object]
 
@@ -74,18 +73,18 @@ def apply_rules(clips: pl.DataFrame, rules: CurationRules, *, caption_required: 
 
 
 def _near_duplicate_decisions(clips: pl.DataFrame, rules: CurationRules) -> dict[int, Row]:
-    """Decisions by row number; stills are compared with stills and videos with videos."""
+    """Decisions by row number: of each group of near-duplicates one is kept."""
+    if rules.near_duplicate_bits < 0:
+        return {}
     decisions: dict[int, Row] = {}
     ordered = clips.sort(-pl.col("width").cast(pl.Int64) * pl.col("height"), "path", "shot_index")
-    for (_,), group in ordered.group_by(["media"], maintain_order=True):
-        matches = near_duplicates(group["phash"].to_list(), rules.near_duplicate_bits, rules.near_duplicate_levels)
-        numbers, clip_ids = group["_row"].to_list(), group["clip_id"].to_list()
-        for number, match in zip(numbers, matches, strict=True):
-            if match is not None:
-                original = clip_ids[match]
-                decisions[number] = _drop("near_duplicate", f"It looks the same as clip {original}.") | {
-                    "near_duplicate_of": original
-                }
+    groups = ordered.filter(pl.col("near_duplicate_group").is_not_null())
+    for _, group in groups.group_by("near_duplicate_group", maintain_order=True):
+        original = group["clip_id"][0]
+        for number in group["_row"][1:]:
+            decisions[number] = _drop("near_duplicate", f"It looks the same as clip {original}.") | {
+                "near_duplicate_of": original
+            }
     return decisions
 
 

@@ -19,10 +19,11 @@ def main(
     seed: Annotated[int, typer.Option(help="Decides everything.")] = 0,
     videos: Annotated[int, typer.Option(min=1, help="Video files.")] = 110,
     images: Annotated[int, typer.Option(min=0, help="Image files.")] = 80,
+    copies: Annotated[int, typer.Option(min=0, help="Further near-duplicates: encoded anew, rescaled, trimmed.")] = 0,
 ) -> None:
     """Writes a world of moving shapes with captions, planted defects and the truth about them."""
     try:
-        truth = generate(out, ShapesConfig(seed=seed, num_videos=videos, num_images=images))
+        truth = generate(out, ShapesConfig(seed=seed, num_videos=videos, num_images=images, num_copies=copies))
     except KinoflowError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from error

@@ -52,11 +52,16 @@ def generate(out: Path | str, config: ShapesConfig | None = None) -> dict[str, A
         _write_captions(partial, file)
     prompts = "".join(f"{prompt}\n" for prompt in evaluation_prompts(config))
     (out / "prompts.txt").write_text(prompts, encoding="utf-8")
-    truth = {"format": TRUTH_FORMAT, "config": config.model_dump(), "files": [_truth(file) for file in files]}
+    truth = {"format": TRUTH_FORMAT, "config": _config(config), "files": [_truth(file) for file in files]}
     shutil.rmtree(folder, ignore_errors=True)
     (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     partial.rename(folder)
     return truth
+
+
+def _config(config: ShapesConfig) -> dict[str, Any]:
+    """A world without further copies is told as it was before there were any."""
+    return config.model_dump(exclude=None if config.num_copies else {"num_copies"})
 
 
 def draw_shot(shot: Shot, height: int, width: int) -> Pixels:
@@ -100,17 +105,22 @@ def _write_media(folder: Path, file: MediaFile) -> None:
 
 
 def _encode(path: Path, file: MediaFile) -> None:
-    frames = np.concatenate([draw_shot(shot, file.height, file.width) for shot in file.shots])
+    drawn = [draw_shot(shot, file.height, file.width) for shot in file.shots]
+    frames = np.concatenate(
+        [shot[begin:end] for shot, (begin, end) in zip(drawn, file.shot_frames(), strict=True)]
+    )  # fmt: skip
     recoded = file.defect == "near_duplicate"
-    if recoded:
-        size = (_even(file.width * RECODED_SCALE), _even(file.height * RECODED_SCALE))
-        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    scale, crf = (file.copying.scale, file.copying.crf) if file.copying else (RECODED_SCALE, RECODED_CRF)
+    if recoded and scale != 1:
+        size = (_even(file.width * scale), _even(file.height * scale))
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        frames = np.stack([cv2.resize(frame, size, interpolation=method) for frame in frames])
     if file.fps is None:
         write_image(path, frames[0], quality=70 if recoded else 95)
         return
     # Stored turned back, so that players turn it upright.
     stored = np.rot90(frames, file.rotation_deg // 90, axes=(1, 2))
-    write_video(path, stored, file.fps, crf=RECODED_CRF if recoded else CRF, rotation_deg=file.rotation_deg)
+    write_video(path, stored, file.fps, crf=crf if recoded else CRF, rotation_deg=file.rotation_deg)
 
 
 def _even(length: float) -> int:
@@ -150,7 +160,7 @@ def _write_captions(folder: Path, file: MediaFile) -> None:
 
 def _spans(file: MediaFile) -> list[tuple[int, int]]:
     """First frame and frame after the last of every shot."""
-    return list(pairwise(accumulate((shot.num_frames for shot in file.shots), initial=0)))
+    return list(pairwise(accumulate((end - begin for begin, end in file.shot_frames()), initial=0)))
 
 
 def _truth(file: MediaFile) -> dict[str, Any]:
@@ -163,7 +173,7 @@ def _truth(file: MediaFile) -> dict[str, Any]:
         "width": file.width,
         "fps": file.fps,
         "rotation_deg": file.rotation_deg,
-        "num_frames": sum(shot.num_frames for shot in file.shots),
+        "num_frames": sum(end - begin for begin, end in file.shot_frames()),
         "shots": [
             {
                 "start_frame": start,

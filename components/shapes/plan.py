@@ -56,6 +56,9 @@ class ShapesConfig(BaseModel):
     num_videos: int = Field(default=110, ge=1, le=9999, description="Video files, damaged ones included.")
     num_images: int = Field(default=80, ge=0, le=9999, description="Image files, damaged ones included.")
     num_prompts: int = Field(default=24, ge=0, le=216, description="Different prompts for evaluation.")
+    num_copies: int = Field(
+        default=0, ge=0, le=9999, description="Further copies of sound files: encoded anew, rescaled, trimmed."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,29 @@ class Shot:
     num_frames: int
     caption: str
     defect: ShotDefect | None
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """How a further copy is made from the same shots.
+
+    Attributes:
+        scale: of height and width.
+        crf: quality of the encoding.
+        cut_before, cut_after: share of each shot's frames that is cut off, rounded down.
+    """
+
+    scale: float
+    crf: int
+    cut_before: float = 0.0
+    cut_after: float = 0.0
+
+
+COPYINGS = (
+    Copying(1.0, 30), Copying(0.75, 24), Copying(1.5, 20), Copying(1.0, 16, cut_before=0.1),
+    Copying(1.0, 16, cut_after=0.1), Copying(1.0, 16, 0.1, 0.1), Copying(0.75, 28, 0.05, 0.1), Copying(0.5, 24, 0.1),
+)  # fmt: skip
+"""Encoded anew, rescaled, trimmed at either end or both, and some of that together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +108,35 @@ class MediaFile:
     shots: tuple[Shot, ...]
     defect: FileDefect | None
     copy_of: str | None
+    copying: Copying | None = None
+
+    def shot_frames(self) -> list[tuple[int, int]]:
+        """Of each shot the first frame that is in the file and the one after the last."""
+        cut = self.copying or Copying(1.0, 0)
+        lengths = [shot.num_frames for shot in self.shots]
+        return [(int(cut.cut_before * length), length - int(cut.cut_after * length)) for length in lengths]
 
 
 def plan_files(config: ShapesConfig) -> list[MediaFile]:
     """Plans all files, videos first; a copy always comes after its original."""
     videos = _plan_media(config, "video", config.num_videos, VIDEO_FILE_DEFECTS)
     images = _plan_media(config, "image", config.num_images, IMAGE_FILE_DEFECTS)
-    return videos + images
+    return videos + images + _plan_copies(config, videos + images)
+
+
+def _plan_copies(config: ShapesConfig, files: list[MediaFile]) -> list[MediaFile]:
+    """Further copies of sound files, each kind of copying in turn; stills are only encoded anew or rescaled."""
+    sound = [file for file in files if file.defect is None and file.rotation_deg == 0]
+    rng = random.Random(f"{config.seed} copies")
+    copies = []
+    for number in range(config.num_copies if sound else 0):
+        original = rng.choice(sound)
+        copying = COPYINGS[number % (len(COPYINGS) if original.media == "video" else 3)]
+        name = f"copy-{number:04d}{_recoded_suffix(original)}"
+        copies.append(
+            replace(original, name=name, defect="near_duplicate", copy_of=original.name, copying=copying)
+        )  # fmt: skip
+    return copies
 
 
 def evaluation_prompts(config: ShapesConfig) -> list[str]:

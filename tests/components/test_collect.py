@@ -10,6 +10,7 @@ import pytest
 from components import manifest, store
 from components.collect import Retention, Survey, remove, survey
 from components.errors import KinoflowError
+from components.layout import ANALYSED
 from components.manifest import Manifest
 from components.store import BytesContent, parts
 
@@ -159,3 +160,17 @@ def test_a_root_of_somebody_else_is_refused(tmp_path: Path, there: dict[str, byt
     with pytest.raises(KinoflowError, match="no root of this program's outputs"):
         survey(str(tmp_path), NOW)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+def test_measures_go_when_no_curation_was_made_with_them(root: str) -> None:
+    segments = {way: f"{root}/{ANALYSED}/{way * 32}/{way * 64}.parquet" for way in "abc"}
+    for uri in segments.values():
+        store.write_bytes(uri, b"rows")
+    foreign = f"{root}/{ANALYSED}/{'c' * 32}/notes.txt"
+    store.write_bytes(foreign, b"somebody else's")
+    clips = {"clips.parquet": BytesContent(b"clips")}
+    used = {ANALYSED: f"{root}/{ANALYSED}/{'a' * 32}"}
+    manifest.publish_files(f"{root}/r/curate", "clips", clips, config={}, inputs={}, facts={}, annotations=used)
+    assert kinds(survey(root, Retention())) == []
+    assert kinds(collect(root)) == ["measures of no curation"]
+    assert [store.exists(segments[way]) for way in "abc"] == [True, False, True] and store.exists(foreign)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from components.curate.duplicates import Fingerprint
+from components.curate.fingerprint import parse
 from components.curate.scores import FrameScorer, ShotScores, analysis_size
 
 Pixels = NDArray[np.uint8]
@@ -92,11 +92,13 @@ def test_text_counts_where_it_stays() -> None:
     assert scores(np.concatenate([frames, frames[12:], frames[12:]])).text_share == 0
 
 
-def test_the_fingerprint_holds_three_frames_in_order() -> None:
-    frames = np.concatenate([np.full((4, 32, 32, 3), level, np.uint8) for level in (10, 100, 200)])
-    fingerprint = Fingerprint.parse(scores(frames).phash)
-    assert fingerprint.hashes.shape == (3,)
-    assert fingerprint.colours.reshape(3, -1).mean(axis=1).tolist() == [10, 100, 200]
+def test_the_fingerprint_holds_the_mean_of_each_eighth() -> None:
+    frames = np.stack([np.full((32, 32, 3), level, np.uint8) for level in range(0, 240, 20)])
+    (windows,) = parse([scores(frames).phash])
+    # 12 frames: one and a half in each eighth
+    assert windows[:, 0].tolist() == [7, 33, 67, 93, 127, 153, 187, 213]
+    (picture,) = parse([scores(frames[5:6]).phash])
+    assert (picture == 100).all()
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ class ShardFile:
         with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
             info = tarfile.TarInfo(name)
-            info.size = file.tell()
+            info.size = file.seek(0, io.SEEK_END)
             info.mode = 0o644
             file.seek(0)
             offset = self._tar.offset + tarfile.BLOCKSIZE

@@ -13,7 +13,7 @@ from components.media import Frames
 from components.pack_config import PackConfig
 from components.video import write_image, write_video
 
-SMALL = PackConfig(shard_size_bytes=60_000, workers=1)
+SMALL = PackConfig(shard_size_bytes=10_000, workers=1)
 
 
 @dataclass

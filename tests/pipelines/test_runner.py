@@ -134,7 +134,8 @@ class TestFinishedRun:
         for name, inputs in received.items():
             assert inputs.pop("config") == configs["curate" if name in shots else name].model_dump_json()
             assert inputs.pop("out") == (f"{root}/shots/{name}" if name in shots else f"{root}/{name}")
-        tracking = {"experiment": "kinoflow", "run_name": "tiny", "dataset_digest": ""}
+        digest = manifest.load(f"{root}/curate").digest
+        tracking = {"experiment": "kinoflow", "run_name": "tiny", "source_version": "", "dataset_digest": digest}
         steps = [f"{root}/stage{n}/step-{steps:08d}" for n, steps in ((1, 3), (2, 2), (3, 2))]
         assert received == {
             "ingest": {"source": finished.request.source, "objects": objects},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from components.config import Section
+from components.section import Section
 
 
 class PackConfig(Section):

@@ -11,6 +11,7 @@ import typer
 
 from components.errors import KinoflowError
 
+
 def pack(
     clips: Annotated[str, typer.Argument(help="Name of a run, or URI prefix that curation published.")],
     out: Annotated[str, typer.Option(help="URI prefix of the shards.")],

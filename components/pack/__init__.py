@@ -26,6 +26,8 @@ from components.pack.export import open_sora_table
 from components.pack.shards import ShardSequence
 from components.pack.workers import map_in_order
 from components.pack_config import PackConfig
+from components.takedown import ANNOTATION as TOMBSTONES
+from components.takedown import beside, identity, in_force, meets
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def pack(config: PackConfig, clips: str, objects: str, out: str, skip: Collectio
         clips: URI prefix that curation published.
         objects: URI prefix of the content-addressed sources.
         out: URI prefix of the shards; left as it is when it was made from the same things already.
-        skip: Ids of kept clips that are not to be packed, for example those taken down.
+        skip: Ids of kept clips that are not to be packed, beside those that tombstones name.
 
     Raises:
         KinoflowError: Nothing is published at `clips`, no clip is kept, or more clips failed than the config allows.
@@ -78,11 +80,11 @@ def pack(config: PackConfig, clips: str, objects: str, out: str, skip: Collectio
         kept = table.filter(pl.col("outcome") == "kept").select(pl.exclude(UNREAD)).sort("clip_id").collect()
     if kept.is_empty():
         raise KinoflowError(f"{clips} keeps no clip; loosen the curation rules or add videos.")
-    recorded = config.model_copy(update={"workers": None})  # changes nothing in the result
+    recorded = config.model_copy(update={"workers": None, "max_failed_share": 1.0})  # they change nothing in the result
     inputs = {"clips": source.digest}
-    left_out = sorted(set(skip) & set(kept["clip_id"]))
-    if left_out:
-        inputs["skip"] = manifest.digest_of({"clip_ids": list(left_out)})
+    taken = kept.filter(meets(kept, [each.tombstone.rules for each in in_force(beside(objects))]))
+    left_out = sorted({*skip, *taken["clip_id"]} & set(kept["clip_id"]))
+    inputs |= identity(left_out)
     found = manifest.reusable(out, packed.KIND, config=recorded, inputs=inputs)
     if found is None:
         sequence = ShardSequence(out, recorded, inputs)
@@ -101,7 +103,7 @@ def pack(config: PackConfig, clips: str, objects: str, out: str, skip: Collectio
             config=recorded,
             inputs=inputs,
             facts=_ledger(index, sequence, source.digest).model_dump(mode="json", exclude={"manifest_digest"}),
-            annotations={"clips": clips, "objects": objects},
+            annotations={"clips": clips, "objects": objects, TOMBSTONES: beside(objects)},
             others=sequence.entries,
         )
         sequence.tidy()

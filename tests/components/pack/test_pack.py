@@ -21,6 +21,8 @@ from components.pack import PackReport, pack
 from components.pack.clips import planned_cut
 from components.pack_config import PackConfig
 from components.packed import PackedClips
+from components.takedown import Rules, Tombstone, beside, write
+from components.takedown.tombstones import now
 from components.video import decode_frames
 from tests.components.pack.conftest import SMALL, World
 from tests.conftest import S3Server
@@ -119,6 +121,16 @@ def test_clips_taken_down_before_are_not_packed(made_once: World, tmp_path: Path
     assert (report.packed, report.skipped, report.reasons) == (5, 1, {"taken_down": 1})
     assert index_of(tmp_path).filter(pl.col("clip_id") == gone)["outcome"].to_list() == ["skipped"]
     assert packed_into(made_once, tmp_path).packed == 6  # another dataset
+
+
+def test_clips_that_tombstones_name_are_not_packed(world: World, tmp_path: Path) -> None:
+    write(
+        beside(world.objects),
+        Tombstone(rules=Rules(paths=("b.avi",)), reason="asked for", by="them", at=now(), clip_ids=(), tables=()),
+    )
+    report = packed_into(world, tmp_path / "out")
+    assert (report.packed, report.reasons) == (5, {"taken_down": 1})
+    assert "b" * 16 + "-0000" not in PackedClips(str(tmp_path / "out")).clip_ids
 
 
 def test_the_shards_are_plain_tar_files_that_stay_in_their_folder(out: Path) -> None:

@@ -227,7 +227,8 @@ class TrackingConfig(Section):
 
     experiment: str = Field("kinoflow", min_length=1)
     run_name: str = Field("run", pattern=r"^[^'\"`\\]+$", description="Finds the pipeline's run again; no quotes.")
-    dataset_digest: str = Field("", description="Version of the source data; the bucket output's own when empty.")
+    dataset_digest: str = Field("", description="Of the clips table; other data are refused. Any when empty.")
+    source_version: str = Field("", description="Version of the source data, as DVC names it; a tag of the runs.")
 
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -71,6 +71,11 @@ class Manifest(BaseModel):
         """SHA-256 of everything but the annotations."""
         return digest_of(self.model_dump(mode="json", exclude={"annotations"}))
 
+    @property
+    def dataset_digest(self) -> str:
+        """The name of a dataset wherever it appears: digest of the clips table that this is or was made from."""
+        return self.inputs.get("clips", self.digest)
+
 
 def digest_of(value: BaseModel | Mapping[str, JsonValue]) -> str:
     """SHA-256 (hex) of a config or a JSON value in canonical form."""
@@ -277,6 +282,19 @@ def load(uri: str) -> Manifest:
     for name in manifest.files:
         store.safe_key(name)
     return manifest
+
+
+def require_dataset(uri: str, published: Manifest, wanted: str) -> None:
+    """Refuse an output of another dataset than the one asked for; none asked for is any.
+
+    Raises:
+        ManifestError: It was made from other clips.
+    """
+    if wanted and published.dataset_digest != wanted:
+        raise ManifestError(
+            f"{uri} was made from the dataset {published.dataset_digest}, not from {wanted}; "
+            "start the step that makes it again, or leave the digest out."
+        )
 
 
 def reusable(

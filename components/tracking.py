@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_TAG, TASK_TAG = "kinoflow.run", "kinoflow.task"
+DATASET_TAG, SOURCE_TAG = "kinoflow.dataset_digest", "kinoflow.source_version"
 PIPELINE_TASK = "pipeline"
 FLUSH_INTERVAL_S = 2.0
 RETRY_INTERVAL_S = 30.0
@@ -36,7 +37,7 @@ SYSTEM_INTERVAL_S = 10.0
 MAX_PENDING_METRICS = 200_000
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 MAX_PARAM_CHARS = 500
-MAX_DIGEST_CHARS = 36
+MAX_DIGEST_CHARS = 36  # the tag has the whole
 # The server is on the same network: an answer that takes longer than this is not worth waiting for.
 CLIENT_DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -71,7 +72,7 @@ class Tracker:
         """Set or replace tags of the run."""
 
     def log_dataset(self, name: str, digest: str, uri: str, context: str) -> None:
-        """Record a dataset the run reads; `context` is "training" or "evaluation"."""
+        """Record the dataset the run reads, as an input and as a tag; `context` is "training" or "evaluation"."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Attach a local file as it is now."""
@@ -128,6 +129,7 @@ class MlflowTracker(Tracker):
     @override
     def log_dataset(self, name: str, digest: str, uri: str, context: str) -> None:
         self._operations.append(_send_dataset(name, digest[:MAX_DIGEST_CHARS], uri, context))
+        self._operations.append(_send_tags({DATASET_TAG: digest}))
 
     @override
     def log_artifact(self, path: Path, folder: str = "") -> None:
@@ -288,7 +290,8 @@ def open_tracker(
         return
     tracker = MlflowTracker(uri, tracking, task)
     tracker.log_params(params)
-    tracker.set_tags(dict(tags or {}))
+    version = {SOURCE_TAG: tracking.source_version} if tracking.source_version else {}
+    tracker.set_tags({**version, **(tags or {})})
     status: Status = "FAILED"
     try:
         yield tracker

@@ -41,6 +41,7 @@ __all__ = [
     "UnreadableMedia",
     "VideoInfo",
     "decode_frames",
+    "decode_spans",
     "probe",
     "read_frames",
     "resize_crop",
@@ -129,6 +130,33 @@ def decode_frames(path: Path | str, size: tuple[int, int] | None = None) -> Iter
     """
     for frame in _decode_lazily(Path(path), size):
         yield frame()
+
+
+def decode_spans(
+    path: Path | str, spans: Sequence[tuple[int, int]], size: tuple[int, int] | None = None
+) -> Iterator[Frames]:
+    """Decodes the frames of some spans in one pass that ends with the last of them; others are not converted.
+
+    Args:
+        path: video or still image.
+        spans: half-open ranges of frame numbers, ascending and without overlap.
+        size: (height, width) to resize to while decoding.
+
+    Yields:
+        uint8 RGB frames (height, width, 3) of one span after the other.
+
+    Raises:
+        UnreadableMedia: when the file ends before the last wanted frame, or is damaged before it.
+    """
+    path, frames, number = Path(path), enumerate(_decode_lazily(Path(path), size)), -1
+    for start, end in spans:
+        for number, frame in frames:
+            if number >= start:
+                yield frame()
+            if number == end - 1:
+                break
+        else:
+            raise UnreadableMedia("decode_error", f"ends after {number + 1} frames, {end} were wanted", path)
 
 
 def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None) -> Frames:

@@ -19,6 +19,7 @@ from model.diffusion_config import SamplingMethod
 from pipelines.changes import changes as _changes
 from pipelines.cluster_commands import add_commands as add_cluster_commands
 from pipelines.config import RunConfig, load_run_config, preset_names
+from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown
 from pipelines.terminal import BUCKET, make_console
 from pipelines.weights import app as weights_app
@@ -31,6 +32,8 @@ app = typer.Typer(
 
 app.command()(takedown)
 app.command()(lineage)
+app.command()(pack)
+app.command()(digest)
 add_cluster_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 
@@ -68,7 +71,7 @@ def run(
     from pipelines.local.runner import RunRequest, run_folder
     from pipelines.local.runner import run as run_graph
     from pipelines.local.services import Ports, home_folder
-    from pipelines.sources import dataset_digest, resolve_source
+    from pipelines.sources import resolve_source, source_version
 
     config = _load(preset, set_)
     if not config.trainable_here:
@@ -80,7 +83,7 @@ def run(
     if videos is not None:  # only the made videos have a truth to compare with
         evaluation = config.evaluate.model_copy(update={"measure_shapes": False})
         config = config.model_copy(update={"evaluate": evaluation})
-    request = RunRequest(config, source, name, base.rstrip("/"), experiment, dataset_digest(source))
+    request = RunRequest(config, source, name, base.rstrip("/"), experiment, source_version(source))
     try:
         run_graph(request, home, Ports(s3_port, mlflow_port), make_console())
     except (KeyboardInterrupt, SystemExit):

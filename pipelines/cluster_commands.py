@@ -36,7 +36,7 @@ def submit(
     objects: Annotated[str, typer.Option(help="URI of the files; <base>/objects when absent.")] = "",
     latents: Annotated[str, typer.Option(help="URI of the latents; <base>/latents when absent.")] = "",
     experiment: Annotated[str, typer.Option(help="Of Kubeflow and of MLflow.")] = "kinoflow",
-    dataset_digest: Annotated[str, typer.Option(help="Version of the videos, recorded with the run.")] = "",
+    source_version: Annotated[str, typer.Option(help="Version of the videos, recorded with the run.")] = "",
     pipeline: Annotated[str, typer.Option(help="Name of the pipeline in Kubeflow.")] = "kinoflow",
     service_account: Annotated[str, typer.Option(help="Of the pods; the server's own when absent.")] = "",
     cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes, retries of every task.")] = None,
@@ -75,7 +75,7 @@ def submit(
     submission = Submission(
         config, image, choose_cluster(cluster, config.cluster, {"gpus": gpus}), videos,
         name or Path(config.preset).stem, base.rstrip("/"), root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"),
-        experiment, dataset_digest, pipeline, service_account,
+        experiment, source_version, pipeline, service_account,
     )  # fmt: skip
     if not register_only:
         submission.check()

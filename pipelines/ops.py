@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Model, Output
+from kfp.dsl import Artifact, Dataset, Model, Output, OutputPath
 
 IMAGE = "kinoflow-python:0.1.0"
 
@@ -85,7 +85,15 @@ def merge(config: str, videos: str, objects: str, shots: str, parts: int, out: s
     )  # fmt: skip
 
 
-def bucket(config: str, clips: str, objects: str, latents: str, out: str, manifest: Output[Dataset]) -> str:
+def bucket(
+    config: str,
+    clips: str,
+    objects: str,
+    latents: str,
+    out: str,
+    manifest: Output[Dataset],
+    dataset_digest: OutputPath(str),  # type: ignore[valid-type]
+) -> str:
     """Plan the batches of every training stage and encode what they need: latents and text features.
 
     Args:
@@ -95,11 +103,12 @@ def bucket(config: str, clips: str, objects: str, latents: str, out: str, manife
         latents: URI prefix of latents and text features; runs share it.
         out: URI prefix of plans, encoders and index.
         manifest: Address and digest of the result.
+        dataset_digest: What the tasks that read the result are told to expect.
     """
     from pipelines.shell import run_stage
 
     return run_stage(
-        "bucket", manifest.path, config=config, clips=clips, objects=objects, latents=latents, out=out
+        "bucket", manifest.path, dataset_digest, config=config, clips=clips, objects=objects, latents=latents, out=out
     )  # fmt: skip
 
 
@@ -108,6 +117,7 @@ def train(
     experiment: str,
     run_name: str,
     dataset_digest: str,
+    source_version: str,
     data: str,
     out: str,
     manifest: Output[Model],
@@ -119,7 +129,8 @@ def train(
         config: TrainConfig as JSON.
         experiment: MLflow experiment.
         run_name: Name of the whole run in MLflow.
-        dataset_digest: Version of the source data, recorded with the run.
+        dataset_digest: Of the clips that the run is to read; others are refused.
+        source_version: Of the source data, recorded with the run.
         data: URI prefix of plans and index.
         parent: URI of the checkpoint to start from.
         out: URI prefix of this stage's checkpoints.
@@ -129,7 +140,7 @@ def train(
 
     return run_stage(
         "train", manifest.path, config=config, experiment=experiment, run_name=run_name,
-        dataset_digest=dataset_digest, data=data, parent=parent, out=out,
+        dataset_digest=dataset_digest, source_version=source_version, data=data, parent=parent, out=out,
     )  # fmt: skip
 
 
@@ -138,6 +149,7 @@ def evaluate(
     experiment: str,
     run_name: str,
     dataset_digest: str,
+    source_version: str,
     checkpoint: str,
     data: str,
     clips: str,
@@ -151,7 +163,8 @@ def evaluate(
         config: EvaluateConfig as JSON.
         experiment: MLflow experiment.
         run_name: Name of the whole run in MLflow.
-        dataset_digest: Version of the source data, recorded with the run.
+        dataset_digest: Of the clips that the run is to read; others are refused.
+        source_version: Of the source data, recorded with the run.
         checkpoint: URI of the checkpoint.
         data: URI prefix of plans, encoders and index.
         clips: URI prefix of the clips table.
@@ -163,7 +176,8 @@ def evaluate(
 
     return run_stage(
         "evaluate", manifest.path, config=config, experiment=experiment, run_name=run_name,
-        dataset_digest=dataset_digest, checkpoint=checkpoint, data=data, clips=clips, objects=objects, out=out,
+        dataset_digest=dataset_digest, source_version=source_version, checkpoint=checkpoint, data=data, clips=clips,
+        objects=objects, out=out,
     )  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def stage_function(stage: str) -> Callable[..., Any]:
 def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, Any]) -> dict[str, Any]:
     """Turn what a task received into the arguments of a stage function.
 
-    `config` is JSON and becomes the class that the function asks for; `experiment`, `run_name` and
-    `dataset_digest` together become its `tracking`; everything else is passed as it is.
+    `config` is JSON and becomes the class that the function asks for; the fields of `TrackingConfig` together become
+    its `tracking`; everything else is passed as it is.
 
     Raises:
         KinoflowError: the config is invalid, or an input has no place in the function's signature.
@@ -61,12 +61,15 @@ def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, 
     return arguments
 
 
-def run_stage(stage: str, manifest_path: str, **inputs: str | int | None) -> str:
+def run_stage(
+    stage: str, manifest_path: str, dataset_digest_path: str | None = None, **inputs: str | int | None
+) -> str:
     """Run one stage as a pipeline task and return the URI of what it published.
 
     Args:
         stage: name of the stage and of its function in `components`, or `<stage>.<function>`.
         manifest_path: local file that receives `{"uri", "kind", "digest"}` of the result.
+        dataset_digest_path: local file that receives the digest of the dataset of the result, when given.
         inputs: the task's parameters; see `stage_arguments`.
 
     A mistake the user can mend ends the process with one sentence on stderr and exit code 1.
@@ -93,6 +96,8 @@ def run_stage(stage: str, manifest_path: str, **inputs: str | int | None) -> str
         sys.exit(f"error: {sentence}")
     text = json.dumps({"uri": uri, "kind": published.kind, "digest": published.digest})
     store.write_bytes(str(Path(manifest_path).resolve()), text.encode())
+    if dataset_digest_path is not None:
+        store.write_bytes(str(Path(dataset_digest_path).resolve()), published.dataset_digest.encode())
     _tell(node=node, state="done", seconds=time.monotonic() - started_s)
     # The process ends here, and would look through every object of every library again on its way out.
     gc.freeze()

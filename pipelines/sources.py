@@ -59,7 +59,7 @@ def _made_from(truth: Path) -> object:
         return None
 
 
-def dataset_digest(source: str) -> str:
+def source_version(source: str) -> str:
     """The version that DVC gives the nearest folder above a local source; empty when DVC does not track it.
 
     It is the digest in the `.dvc` file: what `dvc status` says has changed since is another version.

@@ -53,7 +53,7 @@ class Submission:
     objects: str = ""
     latents: str = ""
     experiment: str = "kinoflow"
-    dataset_digest: str = ""
+    source_version: str = ""
     pipeline: str = "kinoflow"
     service_account: str = ""
 
@@ -66,7 +66,7 @@ class Submission:
             "latents": self.latents or store.join(self.base, "latents"),
             "run_name": self.name,
             "experiment": self.experiment,
-            "dataset_digest": self.dataset_digest,
+            "source_version": self.source_version,
         }
 
     def check(self) -> None:

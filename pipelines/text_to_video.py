@@ -33,7 +33,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
         latents: str,
         run_name: str,
         experiment: str = "kinoflow",
-        dataset_digest: str = "",
+        source_version: str = "",
     ) -> None:
         """Turn raw videos into an evaluated text-to-video checkpoint.
 
@@ -48,9 +48,8 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             latents: URI prefix that holds latents and text features; runs may share it.
             run_name: Name of the run in MLflow.
             experiment: MLflow experiment.
-            dataset_digest: Version of the source data (for example its DVC hash), recorded with every run.
+            source_version: Version of the source data (for example its DVC hash), recorded with every run.
         """
-        tracking = {"experiment": experiment, "run_name": run_name, "dataset_digest": dataset_digest}
         videos = ops.ingest(
             config=config.ingest.model_dump_json(), source=source, objects=objects, out=f"{root}/ingest"
         )
@@ -62,6 +61,8 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             latents=latents,
             out=f"{root}/bucket",
         )
+        tracking = {"experiment": experiment, "run_name": run_name, "source_version": source_version}
+        tracking |= {"dataset_digest": data.outputs["dataset_digest"]}
         computing: list[Any] = [data]
         parent: dict[str, Any] = {}
         for stage in config.stages:

@@ -21,6 +21,7 @@ EXPECTED = {
         "loop blocked at one checkpoint a minute",
         "SIGKILL in the middle of a save",
     ),
+    Benchmark.PACKING: ("copying over encoding", "random clips over one object a clip"),
     Benchmark.PLANNER: ("longest over mean step, planned", "step time, predicted over measured"),
     Benchmark.TAKEDOWN: ("split, 2,000 clips", "takedown of a tenth, 2,000 clips, 3 checkpoints"),
     Benchmark.SAMPLING: ("one sample: guidance in one pass over two", "one guided sample"),

@@ -71,6 +71,7 @@ def evaluate(
         out: URI of the prefix to publish.
     """
     published = manifest.load(checkpoint)
+    manifest.require_dataset(checkpoint, published, tracking.dataset_digest)
     dataset = manifest.load(data)
     inputs = {"checkpoint": published.digest, "data": dataset.digest, "clips": manifest.load(clips).digest}
     taken = taken_down(data, dataset)
@@ -239,7 +240,7 @@ def _track(
     if report.first_frame:
         metrics |= {f"first_frame/{name}": value for name, value in report.first_frame.items()}
     tracker.log_metrics(metrics, step=0)
-    tracker.log_dataset("clips", published.inputs.get("data", ""), checkpoint, "evaluation")
+    tracker.log_dataset("clips", published.dataset_digest, checkpoint, "evaluation")
     for name in (METRICS, REPORT, SHEET):
         if (folder / name).exists():
             tracker.log_artifact(folder / name)

@@ -59,7 +59,7 @@ class Stage:
         self.config, self.ranks, self.interruption = config, ranks, interruption
         self.data, self.parent, self.out = data, parent, out
         self.dataset = load_kind(data, DATASET_KIND)
-        inputs = {"data": self.dataset.digest}
+        inputs = {"data": self.dataset.digest, "clips": self.dataset.dataset_digest}
         self.parent_manifest = load_kind(parent, KIND, weights.KIND) if parent else None
         self.parent_digest = self.parent_manifest.digest if self.parent_manifest else None
         if self.parent_digest:
@@ -84,6 +84,7 @@ class Stage:
 
     def run(self, tracking: TrackingConfig) -> TrainReport:
         """Train unless that is done already."""
+        manifest.require_dataset(self.data, self.dataset, tracking.dataset_digest)
         if self._parent_checkpoint and self.ranks.is_first:
             self.takedowns.check_parent(self._parent_checkpoint)
         final = self.checkpoints.complete(self.config.steps)
@@ -113,8 +114,7 @@ class Stage:
         self.history.write(self.out)
         params = {**self.config.model_dump(mode="json"), "data": self.data, "parent": self.parent or ""}
         with open_tracker(tracking, task=f"train {self.config.name}", params=params) as self.tracker:
-            digest = tracking.dataset_digest or self.dataset.digest
-            self.tracker.log_dataset("clips", digest, self.data, "training")
+            self.tracker.log_dataset("clips", self.dataset.dataset_digest, self.data, "training")
             self._fit(trainer, scratch)
             verdict = check_gate(
                 self.config, self.checkpoints.uri(trainer.step), data=self.data, parent=self._parent_checkpoint

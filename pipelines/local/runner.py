@@ -52,7 +52,7 @@ class RunRequest:
         source: folder, s3:// prefix or table of videos.
         name: of the run, in `runs/`, in the store and in MLflow.
         base: URI below which `runs/<name>`, `objects` and `latents` lie.
-        dataset_digest: version of the source data; empty when unknown.
+        source_version: version of the source data; empty when unknown.
         budgets: how often it is started again by itself.
     """
 
@@ -61,7 +61,7 @@ class RunRequest:
     name: str
     base: str
     experiment: str = "kinoflow"
-    dataset_digest: str = ""
+    source_version: str = ""
     budgets: Budgets = field(default_factory=Budgets)
 
     @property
@@ -78,7 +78,7 @@ class RunRequest:
             "latents": store.join(self.base, "latents"),
             "run_name": self.name,
             "experiment": self.experiment,
-            "dataset_digest": self.dataset_digest,
+            "source_version": self.source_version,
         }
 
 

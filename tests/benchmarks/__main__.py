@@ -21,6 +21,7 @@ class Benchmark(StrEnum):
     BUCKETS = "buckets"
     CURATE = "curate"
     STORAGE = "storage"
+    PACKING = "packing"
     SAMPLING = "sampling"
     PLANNER = "planner"
     TAKEDOWN = "takedown"

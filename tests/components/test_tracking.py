@@ -19,7 +19,9 @@ from components.tracking import open_tracker
 @pytest.fixture
 def config() -> TrackingConfig:
     """A pipeline run of its own for each test."""
-    return TrackingConfig(experiment="tests", run_name=f"run-{uuid4().hex[:8]}", dataset_digest="ab" * 32)
+    return TrackingConfig(
+        experiment="tests", run_name=f"run-{uuid4().hex[:8]}", dataset_digest="ab" * 32, source_version="e1.dir"
+    )
 
 
 def runs_of(uri: str, config: TrackingConfig) -> dict[str, object]:
@@ -58,6 +60,8 @@ def test_a_stage_is_a_nested_run_with_all_it_was_told(mlflow_server, config, tmp
     assert [(i.dataset.name, i.dataset.digest, i.tags[0].value) for i in inputs] == [
         ("clips", config.dataset_digest[:36], "training")
     ]
+    assert run.data.tags["kinoflow.dataset_digest"] == config.dataset_digest
+    assert run.data.tags["kinoflow.source_version"] == config.source_version
     assert [item.path for item in client.list_artifacts(run_id, "reports")] == ["reports/report.html"]
 
 

@@ -121,7 +121,7 @@ def test_a_stage_ends_with_a_checkpoint_and_a_report(finished, data):
     assert not manifest.verify(report.checkpoint)
     published = manifest.load(report.checkpoint)
     assert published.kind == "checkpoint" and published.digest == report.checkpoint_digest
-    assert published.inputs == {"data": manifest.load(data).digest}
+    assert published.inputs == {"data": manifest.load(data).digest, "clips": manifest.load(data).dataset_digest}
     assert published.annotations["data"] == data and published.facts["step"] == STEPS
     network = load_network(Path(report.checkpoint))
     # the widths the encoders decide come from the data, not from the configuration

@@ -49,6 +49,20 @@ class Finished:
         return {prefix: manifest.load(store.join(self.request.root, prefix)).digest for prefix in prefixes}
 
 
+def tracked_datasets(database: Path, run_ids: list[str]) -> list[tuple[str, list[str]]]:
+    """Of each MLflow run, the tag with the dataset's digest and the digests of its dataset inputs."""
+    code = (
+        "import json, sys\n"
+        "from mlflow import MlflowClient\n"
+        "runs = [MlflowClient(f'sqlite:///{sys.argv[1]}').get_run(name) for name in sys.argv[2:]]\n"
+        "print(json.dumps([[run.data.tags['kinoflow.dataset_digest'],\n"
+        "                   [item.dataset.digest for item in run.inputs.dataset_inputs]] for run in runs]))\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(database), *run_ids]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [(tag, digests) for tag, digests in json.loads(shown)]
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run with embedded services, as a person starts it; outputs on local paths, so that they can be looked at."""

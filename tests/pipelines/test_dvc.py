@@ -1,5 +1,6 @@
 """The second front end: `dvc.yaml` names what the stages take, reruns only what changed, and shares data over S3."""
 
+import hashlib
 import importlib
 import inspect
 import json
@@ -17,11 +18,13 @@ import yaml
 
 from components import manifest
 from components.errors import KinoflowError
+from components.packed import PackedClips
 from pipelines.config import load_run_config, preset_names
 from pipelines.dvc import compare_with_version, final_checkpoint, write_configs
 from pipelines.ops import STAGES
+from tests.components.pack.conftest import make_world
 from tests.conftest import S3Server
-from tests.pipelines.conftest import Finished
+from tests.pipelines.conftest import Finished, tracked_datasets
 
 ROOT = Path(__file__).resolve().parents[2]
 DVC = str(Path(sys.executable).with_name("dvc"))
@@ -151,19 +154,33 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def test_data_travel_over_an_s3_remote(project: Path, s3_server: S3Server) -> None:
+def test_sources_and_a_packed_dataset_travel_over_an_s3_remote(
+    project: Path, s3_server: S3Server, tmp_path: Path
+) -> None:
     dvc(project, "remote", "modify", "--local", "store", "url", f"{s3_server.bucket()}/dvc")
     videos = project / "data" / "videos"
     videos.mkdir(parents=True)
     (videos / "a.mp4").write_bytes(b"video a" * 1000)
     (videos / "a.txt").write_text("a caption\n", encoding="utf-8")
-    dvc(project, "add", "data")
-    dvc(project, "push", "data.dvc")
-    shutil.rmtree(project / "data")
-    shutil.rmtree(project / ".dvc" / "cache")
-    dvc(project, "pull", "data.dvc")
+    world = make_world(str(project / "work"), tmp_path)
+    command = [sys.executable, "-m", "pipelines.cli", "pack", "work/curate", "--out", "packed", "--workers", "1"]
+    shown = subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout
+    digest = manifest.load(world.clips).digest
+    assert f"dataset {digest}\n" in shown
+    dvc(project, "add", "data", "packed")
+    dvc(project, "push", "data.dvc", "packed.dvc")
+    for gone in ("data", "packed", ".dvc/cache"):
+        shutil.rmtree(project / gone)
+    dvc(project, "pull", "data.dvc", "packed.dvc")
     assert (videos / "a.mp4").read_bytes() == b"video a" * 1000
-    assert json.loads(dvc(project, "status", "data.dvc", "--json")) == {}
+    assert manifest.verify(str(project / "packed")) == []
+    assert manifest.load(str(project / "packed")).dataset_digest == digest
+    clips = PackedClips(str(project / "packed"))
+    assert len(clips) == 6 and len(list(clips.read(0).frames())) == 24
+    # packing the same clips again is the same version
+    (project / "packed" / manifest.NAME).unlink()
+    subprocess.run(command, cwd=project, check=True, capture_output=True)
+    assert json.loads(dvc(project, "status", "data.dvc", "packed.dvc", "--json")) == {}
 
 
 def test_made_data_are_compared_with_their_version(project: Path) -> None:
@@ -191,6 +208,22 @@ def test_made_data_have_the_version_that_is_recorded(project: Path) -> None:
     assert json.loads(dvc(project, "status", "data.dvc", "--json")) == {}
 
 
+def check_dataset_digest(project: Path, digest: str) -> None:
+    """Under DVC the dataset has the digest that it has in the graph: in DVC's own files, checkpoints and MLflow."""
+    metrics = json.loads(dvc(project, "metrics", "show", "--json"))[""]["data"]["work/dataset.json"]["data"]
+    assert metrics["dataset_digest"] == digest and metrics["train_clips"] > 0
+    lock = yaml.safe_load((project / "dvc.lock").read_text(encoding="utf-8"))["stages"]["bucket"]
+    recorded = {out["path"]: out["md5"] for out in lock["outs"]}
+    content = (project / "work" / "dataset.json").read_bytes()
+    assert recorded["work/dataset.json"] == hashlib.md5(content, usedforsecurity=False).hexdigest()
+    run_ids = []
+    for stage in sorted(TRAINED):
+        checkpoint = manifest.load(final_checkpoint(str(project / "work" / stage)).replace("work/", f"{project}/work/"))
+        assert checkpoint.inputs["clips"] == digest
+        run_ids.append(checkpoint.annotations["mlflow_run_id"])
+    assert tracked_datasets(project / "runs.db", run_ids) == [(digest, [digest[:36]])] * 3
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_evaluation_only(
@@ -204,6 +237,7 @@ def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_e
     # `kinoflow` must read the clone's presets
     environment = {
         **finished.environment,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project}/runs.db",
         "PYTHONPATH": str(project),
         "PATH": f"{Path(DVC).parent}:{os.environ['PATH']}",
     }
@@ -211,6 +245,7 @@ def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_e
     theirs = {name: digest for name, digest in finished.digests().items() if not name.startswith("shots/")}
     mine = {name: manifest.load(str(project / "work" / name)).digest for name in theirs}
     assert mine == theirs
+    check_dataset_digest(project, theirs["curate"])
     config = load_run_config("smoke", {**finished.config.model_dump(mode="json"), "evaluate.seed": 7})
     preset.write_text(config.model_dump_json(), encoding="utf-8")
     told = dvc(project, "repro", environment=environment)

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from components import manifest, tables
 from components.errors import KinoflowError
+from components.packed import PackedClips
 from components.progress import append_event
 from pipelines.config import load_run_config
 from pipelines.local.runner import RunError, RunRequest, run, run_folder
 from pipelines.local.services import Ports
 from pipelines.local.summary import Summary
 from tests.conftest import S3Server
-from tests.pipelines.conftest import Finished
+from tests.pipelines.conftest import Finished, tracked_datasets
 
 
 @pytest.fixture
@@ -134,7 +135,8 @@ class TestFinishedRun:
         for name, inputs in received.items():
             assert inputs.pop("config") == configs["curate" if name in shots else name].model_dump_json()
             assert inputs.pop("out") == (f"{root}/shots/{name}" if name in shots else f"{root}/{name}")
-        tracking = {"experiment": "kinoflow", "run_name": "tiny", "dataset_digest": ""}
+        digest = manifest.load(f"{root}/curate").digest
+        tracking = {"experiment": "kinoflow", "run_name": "tiny", "source_version": "", "dataset_digest": digest}
         steps = [f"{root}/stage{n}/step-{steps:08d}" for n, steps in ((1, 3), (2, 2), (3, 2))]
         assert received == {
             "ingest": {"source": finished.request.source, "objects": objects},
@@ -156,6 +158,32 @@ class TestFinishedRun:
         for path in artifacts:
             told = json.loads(path.read_text(encoding="utf-8"))
             assert told["digest"] == manifest.load(told["uri"]).digest
+
+    def test_the_dataset_has_one_digest_in_kubeflow_mlflow_and_checkpoints(self, finished: Finished) -> None:
+        root = finished.request.root
+        digest = manifest.load(f"{root}/curate").digest
+        (told,) = [p for p in (finished.folder / "kfp").rglob("dataset_digest") if p.is_file()]
+        assert told.read_text(encoding="utf-8") == digest
+        arguments = {e["node"]: e["inputs"] for e in finished.events() if e.get("state") == "running"}
+        summary = Summary.model_validate_json((finished.folder / "summary.json").read_text(encoding="utf-8"))
+        for stage in summary.stages:
+            assert arguments[stage.name]["dataset_digest"] == digest
+            assert manifest.load(stage.checkpoint).inputs["clips"] == digest
+        run_ids = [stage.mlflow_run_id or "" for stage in summary.stages]
+        database = finished.project / ".kinoflow" / "mlflow" / "mlflow.db"
+        assert tracked_datasets(database, run_ids) == [(digest, [digest[:36]])] * 3
+        command = [sys.executable, "-m", "pipelines.cli", "digest", summary.stages[-1].checkpoint]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{digest}\n"
+
+    def test_its_clips_are_packed_by_its_name(self, finished: Finished) -> None:
+        command = [sys.executable, "-m", "pipelines.cli", "pack", "tiny", "--out", "packed", "--short-side", "48"]
+        shown = subprocess.run(
+            command, cwd=finished.project, env=finished.environment, capture_output=True, text=True, check=True
+        ).stdout
+        kept = Summary.model_validate_json((finished.folder / "summary.json").read_text()).clips.kept
+        assert f"packed: {kept} of {kept} clips" in shown
+        assert f"dataset {manifest.load(f'{finished.request.root}/curate').digest}\n" in shown
+        assert len(PackedClips(str(finished.project / "packed"))) == kept
 
     def test_outputs_lie_where_a_person_looks(self, finished: Finished) -> None:
         for name in ("report.html", "contact_sheet.png", "metrics.json", "pipeline.log", "pipeline.yaml"):

@@ -6,7 +6,7 @@ import pytest
 
 from components.errors import KinoflowError
 from pipelines.config import load_run_config
-from pipelines.sources import dataset_digest, resolve_source
+from pipelines.sources import resolve_source, source_version
 
 TINY = {"demo_data": {"num_videos": 1, "num_images": 2, "seed": 3, "folder": "world"}}
 
@@ -40,7 +40,7 @@ def test_a_named_source_becomes_absolute_and_s3_stays(tmp_path: Path, monkeypatc
 def test_the_version_is_that_of_the_nearest_tracked_folder(tmp_path: Path) -> None:
     videos = tmp_path / "data" / "videos"
     videos.mkdir(parents=True)
-    assert dataset_digest(str(videos)) == ""
+    assert source_version(str(videos)) == ""
     (tmp_path / "data.dvc").write_text("outs:\n- md5: 1f2e.dir\n  path: data\n", encoding="utf-8")
-    assert dataset_digest(str(videos)) == "1f2e.dir"
-    assert dataset_digest("s3://bucket/data/videos") == dataset_digest("https://example.org/list.csv") == ""
+    assert source_version(str(videos)) == "1f2e.dir"
+    assert source_version("s3://bucket/data/videos") == source_version("https://example.org/list.csv") == ""

@@ -71,13 +71,13 @@ def arguments(*more: str) -> tuple[str, ...]:
 
 def test_a_run_is_followed_to_success(kfp: KfpServer, kinoflow: Submit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hidden@mlflow.example:5000")
-    shown = kinoflow(*arguments("--name", "first", "--base", "s3://team", "--dataset-digest", "abc"))
+    shown = kinoflow(*arguments("--name", "first", "--base", "s3://team", "--source-version", "abc"))
     assert shown.code == 0, shown
     (run,) = kfp.held.runs.values()
     assert run["display_name"] == "first"
     assert run["runtime_config"]["parameters"] == {
         "source": "s3://videos/raw", "root": "s3://team/runs/first", "objects": "s3://team/objects",
-        "latents": "s3://team/latents", "run_name": "first", "experiment": "kinoflow", "dataset_digest": "abc",
+        "latents": "s3://team/latents", "run_name": "first", "experiment": "kinoflow", "source_version": "abc",
     }  # fmt: skip
     assert f"{kfp.url}/#/runs/details/{run['run_id']}" in shown.out
     assert "http://mlflow.example:5000/#/experiments" in shown.out and "hidden" not in shown.out + shown.err

@@ -90,8 +90,9 @@ def test_results_flow_along_the_chain(compiled: Path) -> None:
     assert {found[name]["data"] for name in ("train", "train-2", "train-3", "evaluate")} == {"task bucket"}
     assert (found["evaluate"]["checkpoint"], found["evaluate"]["clips"]) == ("task train-3", "task curate")
     for name in ("train", "train-2", "train-3", "evaluate"):
-        for given in ("experiment", "run_name", "dataset_digest"):
+        for given in ("experiment", "run_name", "source_version"):
             assert found[name][given] == f"input {given}"
+        assert found[name]["dataset_digest"] == "task bucket"
 
 
 def test_many_files_are_curated_by_several_tasks_and_a_merge(tmp_path: Path) -> None:

@@ -87,8 +87,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
         table = tables.read(root / f"ingested-{source}" / "videos.parquet", tables.VIDEOS)
         apart = {"source_id": pl.col("source_id").str.slice(1) + str(seed), "path": f"{source}/" + pl.col("path")}
         parts.append(table.with_columns(**apart))
+    first_of_content = (pl.col("outcome") != "ingested") | pl.struct("content_sha256", "outcome").is_first_distinct()
+    videos = pl.concat(parts).filter(first_of_content).sort("source_id")
     with manifest.publish(f"{made}/runs/ingest", "videos", config={}, inputs={}) as publication:
-        tables.write(pl.concat(parts).sort("source_id"), publication.directory / "videos.parquet", tables.VIDEOS)
+        tables.write(videos, publication.directory / "videos.parquet", tables.VIDEOS)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         made.run("first", f"{made}/runs/ingest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
@@ -46,17 +47,12 @@ def make_demo_data(demo: DemoData, folder: Path) -> bool:
     from components.shapes.plan import ShapesConfig
 
     wanted = ShapesConfig(seed=demo.seed, num_videos=demo.num_videos, num_images=demo.num_images)
-    if (folder / "videos").is_dir() and _made_from(folder / "truth.json") == wanted.model_dump():
-        return False
+    with suppress(OSError, ValueError, KeyError):
+        made = json.loads((folder / "truth.json").read_text(encoding="utf-8"))["config"]
+        if ShapesConfig.model_validate(made) == wanted and (folder / "videos").is_dir():
+            return False
     generate(folder, wanted)
     return True
-
-
-def _made_from(truth: Path) -> object:
-    try:
-        return json.loads(truth.read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def source_version(source: str) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from components.caption_config import CaptionConfig
 from components.rules_config import CurationRules
 from components.section import Section
 
@@ -20,13 +21,6 @@ class ShotConfig(Section):
     min_content: float = Field(15.0, ge=0, description="Least content change of a cut (adaptive detector only).")
     min_shot_frames: int = Field(5, ge=1, description="Cuts closer together than this are one cut.")
     max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into equal parts.")
-
-
-class CaptionConfig(Section):
-    """Captions from a sidecar or the source table."""
-
-    clean: bool = Field(True, description="Clean twice, as Open-Sora 1.1 does.")
-    required: bool = Field(True, description="Drop clips without a caption.")
 
 
 class CurateConfig(Section):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import os
 import threading
@@ -17,11 +16,11 @@ from typing import TypeVar
 
 import httpx2
 import tenacity
-from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from components.caption import MAX_CHARACTERS
 from components.caption_config import CaptionEndpoint, CaptionerConfig
+from components.contact_sheet import jpeg
 from components.curate.captioning import Answer, Question, whole_sentences
 from components.errors import KinoflowError
 from components.media import Frames
@@ -275,6 +274,4 @@ def _beginning(body: bytes) -> str:
 
 
 def _data_uri(frame: Frames) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, format="JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg(frame, JPEG_QUALITY)).decode()}"

@@ -76,7 +76,8 @@ def publish(
         with manifest.publish(out, KIND, config=recorded, inputs=inputs) as publication:
             tables.write(clips, publication.directory / TABLE, tables.CLIPS)
             counts = ledger.count(table, clips)
-            publication.facts.update(counts.model_dump(mode="json", exclude={"manifest_digest"}))
+            facts = counts.model_dump(mode="json", exclude={"manifest_digest"})
+            publication.facts.update({**facts, "config": recorded.model_dump(mode="json")})
             publication.annotations.update(
                 {"videos": videos, TOMBSTONES: beside(objects), layout.ANALYSED: measures_of(objects, config)}
             )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from components import manifest, store
-from components.media import UnreadableMedia
+from components.media import Frames, UnreadableMedia
+from components.video import read_frames
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -39,15 +45,6 @@ def local_object(objects: str, key: str, content_sha256: str | None = None) -> I
         yield path
 
 
-def beside(objects: str, name: str) -> str:
-    """URI prefix of that name beside the objects, shared by the runs that share these."""
-    objects = objects.rstrip("/")
-    parent, slash, _ = objects.rpartition("/")
-    if store.is_s3(objects) and not store.split_s3(objects)[1]:
-        return store.join(objects, name)
-    return f"{parent}{slash}{name}"
-
-
 def fitted(height: int, width: int, *, short_side: int | None = None, long_side: int | None = None) -> tuple[int, int]:
     """(height, width) in pixels, shrunk to that side and never enlarged."""
     share = min(
@@ -56,3 +53,28 @@ def fitted(height: int, width: int, *, short_side: int | None = None, long_side:
         long_side / max(height, width) if long_side else 1.0,
     )
     return max(1, round(height * share)), max(1, round(width * share))
+
+
+def clip_frames(
+    row: Mapping[str, object], objects: str, long_side: int, shares: Sequence[float] = (0.1, 0.5, 0.9)
+) -> Frames:
+    """Small frames of a clip, for people to look at.
+
+    Args:
+        row: of the clips table.
+        objects: URI prefix of the content-addressed objects.
+        long_side: in pixels; smaller pictures stay as they are.
+        shares: places in the clip, 0 to 1.
+
+    Returns:
+        (T, H, W, 3) uint8; T is 0 when they cannot be read.
+    """
+    start, count = int(str(row["start_frame"])), int(str(row["num_frames"]))
+    numbers = sorted({start + min(int(share * count), count - 1) for share in shares})
+    size = fitted(int(str(row["height"])), int(str(row["width"])), long_side=long_side)
+    try:
+        with local_object(objects, str(row["object_key"])) as path:
+            return read_frames(path, numbers, size)
+    except (store.StoreError, UnreadableMedia, OSError, ValueError) as error:
+        logger.info("no picture of clip %s: %s", row["clip_id"], error)
+        return np.zeros((0, *size, 3), np.uint8)

@@ -155,7 +155,7 @@ def plan(
     made = make_plan(_load(preset, set_), options, say=lambda text: typer.echo(text, err=True))
     print_plan(made, make_console())
     if write is not None:
-        write_planned(made, preset, parse_changes(set_), write)
+        write_planned(made, preset, _changes(set_), write)
         typer.echo(f"wrote {write}; start it with `kinoflow run --preset {write}`")
 
 

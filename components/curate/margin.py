@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
-from components import store
 from components.contact_sheet import Strip, write_sheet
-from components.curate.captioning import POSITIONS
 from components.curate.rules import Rule
 from components.curate.whatif import breaking
-from components.media import Frames, UnreadableMedia
-from components.stored_media import fitted, local_object
-from components.video import read_frames
+from components.stored_media import clip_frames
 
 LONG_SIDE_PX = 192
 FRAMES_SHOWN = 3
@@ -71,18 +66,6 @@ def draw_margin(marginal: Sequence[Marginal], objects: str, path: Path) -> int:
     strips = [Strip(_lines(item), clip_frames(item.row, objects, LONG_SIDE_PX)) for item in marginal]
     write_sheet(strips, path, frames_shown=FRAMES_SHOWN)
     return sum(len(strip.frames) > 0 for strip in strips)
-
-
-def clip_frames(row: dict[str, object], objects: str, long_side: int, shares: Sequence[float] = POSITIONS[3]) -> Frames:
-    """(T, H, W, 3) uint8 frames of a clip at shares of its length, small; T is 0 when they cannot be read."""
-    start, count = int(str(row["start_frame"])), int(str(row["num_frames"]))
-    numbers = sorted({start + min(int(share * count), count - 1) for share in shares})
-    size = fitted(int(str(row["height"])), int(str(row["width"])), long_side=long_side)
-    try:
-        with local_object(objects, str(row["object_key"])) as path:
-            return read_frames(path, numbers, size)
-    except (store.StoreError, UnreadableMedia, OSError, ValueError):
-        return np.zeros((0, *size, 3), np.uint8)
 
 
 def _lines(item: Marginal) -> list[str]:

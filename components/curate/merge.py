@@ -17,6 +17,7 @@ from components.curate.analysed import measures_of
 from components.curate.captioning import caption_clips
 from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
+from components.curate.report import write_report
 from components.curate.rules import apply_rules
 from components.curate.split import assign_split
 from components.errors import KinoflowError
@@ -76,6 +77,7 @@ def publish(
         with manifest.publish(out, KIND, config=recorded, inputs=inputs) as publication:
             tables.write(clips, publication.directory / TABLE, tables.CLIPS)
             counts = ledger.count(table, clips)
+            write_report(publication.directory / layout.PAGE, config, table, clips, objects)
             facts = counts.model_dump(mode="json", exclude={"manifest_digest"})
             publication.facts.update({**facts, "config": recorded.model_dump(mode="json")})
             publication.annotations.update(
@@ -92,7 +94,7 @@ def publish(
 def decide(config: CurateConfig, shots: pl.DataFrame, objects: str, filed: Sequence[Filed] = ()) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
     marked = mark(with_near_duplicate_groups(shots), filed)
-    captioned = caption_clips(marked, objects, config, layout.beside(objects, "captions"))
+    captioned = caption_clips(marked, objects, config, layout.beside(objects, layout.CAPTIONS))
     decided = apply_rules(captioned, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)

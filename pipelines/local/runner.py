@@ -102,7 +102,7 @@ def run(request: RunRequest, home: Path, ports: Ports, console: Console) -> Summ
                 request.config, request.name, request.root, time.monotonic() - started_s,
                 services.tracking_uri, request.experiment,
             )  # fmt: skip
-            collect_outputs(store.join(request.root, "evaluate"), folder)
+            collect_outputs(request.root, folder)
         store.write_bytes(str(folder / "summary.json"), summary.model_dump_json(indent=1).encode())
         print_summary(summary, folder, console)
         return summary

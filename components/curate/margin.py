@@ -70,9 +70,9 @@ def draw_margin(marginal: Sequence[Marginal], objects: str, path: Path) -> int:
 
 def _lines(item: Marginal) -> list[str]:
     value = item.row[item.rule.column]
-    sign = "<" if item.rule.is_minimum else ">"
     return [
-        f"{'DROPPED' if item.is_dropped else 'KEPT'} {item.rule.reason}: {value:.4g} (if {sign} {item.rule.limit:g})",
+        f"{'DROPPED' if item.is_dropped else 'KEPT'}: {item.rule.column} {value:.4g}",
+        f"{item.rule.name} {item.rule.limit:g}",
         str(item.row["path"])[-72:],
         f"{item.row['start_s']:.2f} s to {item.row['end_s']:.2f} s" if item.row["media"] == "video" else "",
     ]

@@ -20,6 +20,7 @@ from components.contact_sheet import jpeg
 from components.curate import scores
 from components.curate.rules import Rule, threshold_rules
 from components.stored_media import clip_frames
+from components.takedown.tombstones import REASON as TAKEN_DOWN
 
 logger = logging.getLogger(__name__)
 
@@ -146,10 +147,14 @@ def _reasons(clips: pl.DataFrame, objects: str) -> list[Reason]:
     return [
         Reason(
             slug, what, len(group), 100 * share, _hours(group), str(group["detail"][0]),
-            _pictures(group, objects) if what == "shots" and place < MAX_REASONS_PICTURED else (),
+            _pictures(group, objects) if _is_pictured(slug, what) and place < MAX_REASONS_PICTURED else (),
         )
         for place, (slug, what, group, share) in enumerate(found)
     ]  # fmt: skip
+
+
+def _is_pictured(reason: str, what: str) -> bool:
+    return what == "shots" and reason != TAKEN_DOWN
 
 
 def _pictures(clips: pl.DataFrame, objects: str) -> list[tuple[str, str]]:

@@ -54,12 +54,7 @@ class CurationRules(Section):
     thresholds: dict[str, Bounds] = Field(
         {}, description="Limits of any other numeric column of the clips table, asked in the order of their names."
     )
-    near_duplicate_bits: int = Field(
-        24, ge=-1, le=64, description="Perceptual hashes that differ in no more bits may be one clip; -1 keeps all."
-    )
-    near_duplicate_levels: float = Field(
-        2.25, ge=0, le=255, description="And colours that differ by no more levels (root mean square, of 255)."
-    )
+    keep_near_duplicates: bool = Field(False, description="Keep all of those that look the same, not the largest only.")
 
     @model_validator(mode="after")
     def _limits_leave_room(self) -> Self:

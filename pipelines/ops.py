@@ -94,8 +94,8 @@ def merge(
     from pipelines.shell import run_stage
 
     return run_stage(
-        "curate.merge", manifest.path, report_path=report.path, config=config, videos=videos, objects=objects, shots=shots,
-        parts=parts, out=out,
+        "curate.merge", manifest.path, report_path=report.path, config=config, videos=videos, objects=objects,
+        shots=shots, parts=parts, out=out,
     )  # fmt: skip
 
 

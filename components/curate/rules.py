@@ -190,7 +190,7 @@ def _reasons(clips: pl.DataFrame, rules: Sequence[Rule], broken: NDArray[np.int6
 
 def _drop_near_duplicates(clips: pl.DataFrame, rules: CurationRules) -> pl.DataFrame:
     """Stills are compared with stills and videos with videos."""
-    if rules.near_duplicate_bits < 0:
+    if rules.keep_near_duplicates:
         return clips
     competes = _UNDECIDED & pl.col("_reason").is_null() & pl.col("near_duplicate_group").is_not_null()
     area = pl.col("width").cast(pl.Int64) * pl.col("height")

@@ -135,7 +135,7 @@ def _effects(opened: pl.DataFrame, after: pl.DataFrame, rules: list[Rule], confi
         rule, alone = known.get(name), broken[name]
         reason, limit = (rule.reason, rule.limit) if rule else (NO_CAPTION, None)
         found.append(_effect(name, reason, limit, alone, alone & (count == 1), seconds))
-    if config.rules.near_duplicate_bits >= 0:
+    if not config.rules.keep_near_duplicates:
         group = opened.select(
             repeats=pl.col("outcome").is_null()
             & pl.col("near_duplicate_group").is_not_null()

@@ -171,7 +171,7 @@ def many_clips(count: int) -> pl.DataFrame:
         "media": "video", "caption": "a cat", "caption_sha256": "0" * 32, "outcome": "kept", "split": "train",
         "sharpness": 100.0, "brightness": 120.0, "contrast": 40.0, "black_share": 0.0, "text_share": 0.0,
         "start_s": 0.0, "end_s": 4.0, "fps": 24.0, "start_frame": 0, "end_frame": 96, "shot_index": 0,
-        "phash": "0" * 48 + "-" + "00" * 144, "source": "web", "licence": "CC0-1.0",
+        "source": "web", "licence": "CC0-1.0",
     }  # fmt: skip
     clips = tables.frame([one], tables.CLIPS).select(pl.all().repeat_by(count).explode())
     sides = np.array([[480, 854], [720, 1280], [1080, 1920], [256, 256]], np.int32)[draws.integers(0, 4, count)]

@@ -157,7 +157,7 @@ def test_a_published_table_can_be_decided_again() -> None:
     opened = reopen(first, caption_required=True)
     assert opened["outcome"].to_list() == [None] * 5 + ["dropped", "rejected", "dropped"]
     assert apply_rules(opened, RULES, caption_required=True).equals(first)
-    stricter = apply_rules(opened, CurationRules(min_motion=1.0, near_duplicate_bits=-1), caption_required=True)
+    stricter = apply_rules(opened, CurationRules(min_motion=1.0, keep_near_duplicates=True), caption_required=True)
     assert stricter["reason"].to_list()[:5] == ["static", None, "no_caption", None, None]
     without = apply_rules(reopen(stricter, caption_required=False), RULES, caption_required=False)
     assert without["reason"].to_list() == [None, None, None, None, "near_duplicate", "decode_error", "not_media", None]

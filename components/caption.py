@@ -1,4 +1,4 @@
-"""Text cleaning of captions and prompts: the DeepFloyd-IF rules that Open-Sora 1.1 applies, twice.
+"""Text of captions and prompts: the DeepFloyd-IF cleaning that Open-Sora 1.1 applies, twice, and what precedes it.
 
 A network hears prompts as it heard captions, so both go through `clean_caption`.
 """
@@ -79,6 +79,25 @@ _WORDS = _rules(
     (r"^\.\S+$", ""),
 )
 
+_PREFIXES = (
+    *(f"the video {verb}" for verb in ("shows", "captures", "features", "depicts", "presents", "is")),
+    "in the video,",
+    *(f"the image {verb}" for verb in ("shows", "captures", "features", "depicts", "presents", "is", "portrays")),
+    "in the image,",
+)
+CAMERA_SENTENCES = {
+    "static": "The camera is static.",
+    "zoom in": "The camera is zooming in.",
+    "zoom out": "The camera is zooming out.",
+    "pan left": "The camera is panning left.",
+    "pan right": "The camera is panning right.",
+    "tilt up": "The camera is tilting up.",
+    "tilt down": "The camera is tilting down.",
+    "pan/tilt": "The camera is panning.",
+    "dynamic": "The camera is moving.",
+}
+"""Values of the column `camera_motion` and what is said of them; nothing is said of "unknown"."""
+
 
 def clean_caption(text: str) -> str:
     """Clean a caption or a prompt as Open-Sora 1.1 does: one pass applied twice; may leave an empty string.
@@ -88,6 +107,26 @@ def clean_caption(text: str) -> str:
     """
     encodable = text[:MAX_CHARACTERS].encode(errors="replace").decode()
     return _clean_once(_clean_once(encodable))
+
+
+def without_prefix(text: str) -> str:
+    """A model's caption without "The video shows" and its like, the first that fits; begins with a capital."""
+    text = text.strip()
+    start = text.lower()
+    for prefix in _PREFIXES:
+        if start.startswith(prefix) and not start[len(prefix) : len(prefix) + 1].isalnum():
+            rest = text[len(prefix) :].lstrip(" ,:")
+            return rest[:1].upper() + rest[1:]
+    return text
+
+
+def with_camera_sentence(text: str, motion: str | None) -> str:
+    """A caption followed by what the camera does, where that is known."""
+    sentence = CAMERA_SENTENCES.get(motion or "")
+    if sentence is None:
+        return text
+    text = text.rstrip()
+    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {sentence}"
 
 
 def _clean_once(text: str) -> str:

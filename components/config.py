@@ -14,11 +14,11 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from components.curate_config import CaptionConfig as CaptionConfig
+from components.caption_config import CaptionConfig as CaptionConfig
 from components.curate_config import CurateConfig as CurateConfig
-from components.curate_config import CurationRules as CurationRules
 from components.curate_config import ShotConfig as ShotConfig
 from components.errors import KinoflowError
+from components.rules_config import CurationRules as CurationRules
 from components.section import Section as Section
 from model.buckets import BucketTable
 from model.config import STDiT2Config

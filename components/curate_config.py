@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from components.caption_config import CaptionConfig
+from components.rules_config import CurationRules
 from components.section import Section
 
 
@@ -19,43 +21,6 @@ class ShotConfig(Section):
     min_content: float = Field(15.0, ge=0, description="Least content change of a cut (adaptive detector only).")
     min_shot_frames: int = Field(5, ge=1, description="Cuts closer together than this are one cut.")
     max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into equal parts.")
-
-
-class CurationRules(Section):
-    """Thresholds on score columns; a clip is dropped for the first rule it breaks, in this order."""
-
-    min_frames: int = Field(10, ge=1, description="Shorter video shots are dropped; images are exempt.")
-    max_black_share: float = Field(0.5, ge=0, le=1, description="Largest share of black frames.")
-    min_brightness: float = Field(0.0, ge=0, le=255, description="Mean luma.")
-    max_brightness: float = Field(255.0, ge=0, le=255, description="Mean luma.")
-    min_contrast: float = Field(5.0, ge=0, description="Standard deviation of the colour channel of most contrast.")
-    min_sharpness: float = Field(3.0, ge=0, description="Variance of the Laplacian.")
-    max_text_share: float = Field(0.02, ge=0, le=1, description="Share of the picture covered by text.")
-    min_motion: float = Field(
-        0.04, ge=0, description="Mean flow in pixels per frame of a picture 256 px long; images are exempt."
-    )
-    near_duplicate_bits: int = Field(
-        24, ge=-1, le=64, description="Perceptual hashes that differ in no more bits may be one clip; -1 keeps all."
-    )
-    near_duplicate_levels: float = Field(
-        2.25, ge=0, le=255, description="And colours that differ by no more levels (root mean square, of 255)."
-    )
-
-    @model_validator(mode="after")
-    def _brightness_is_a_range(self) -> Self:
-        if self.min_brightness > self.max_brightness:
-            raise ValueError(
-                f"min_brightness {self.min_brightness:g} is above max_brightness {self.max_brightness:g}; "
-                "no clip could be kept"
-            )
-        return self
-
-
-class CaptionConfig(Section):
-    """Captions from a sidecar or the source table."""
-
-    clean: bool = Field(True, description="Clean twice, as Open-Sora 1.1 does.")
-    required: bool = Field(True, description="Drop clips without a caption.")
 
 
 class CurateConfig(Section):

@@ -9,9 +9,11 @@ STEP_FOLDER = re.compile(r"step-(\d{8})")
 HISTORY, REPORT, SET_ASIDE = "history.json", "report.json", "set-aside.json"
 """Beside a stage's checkpoints: what a running stage remembers, what a finished one tells, digests of checkpoints that
 training went back behind."""
+PAGE = "report.html"
+"""In what `curate` and `evaluate` publish: a page for people."""
 
-ANALYSED = "analysed"
-"""Beside the objects: what was measured on them."""
+ANALYSED, CAPTIONS = "analysed", "captions"
+"""Beside the objects: what was measured on them, and what a model said of them."""
 KNOWN_FILES = "known-files"
 """Beside the objects: what was found out about the files of a source."""
 

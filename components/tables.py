@@ -58,7 +58,8 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "width": pl.Int32,  # after rotation
     "height": pl.Int32,
     "caption": pl.String,  # cleaned
-    "caption_origin": pl.String,
+    "caption_origin": pl.String,  # as in `VIDEOS`, or "model"
+    "caption_model": pl.String,  # which model wrote it; null for captions that were found
     "caption_sha256": pl.String,  # `caption_digest` of the caption: equal captions share their text features
     "motion": pl.Float64,
     "sharpness": pl.Float64,

@@ -42,6 +42,7 @@ __all__ = [
     "VideoInfo",
     "decode_frames",
     "decode_spans",
+    "pick_frames",
     "probe",
     "read_frames",
     "resize_crop",
@@ -175,19 +176,36 @@ def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] 
     """
     if not indices or min(indices) < 0:
         raise ValueError(f"frame indices must be a non-empty list of numbers >= 0, got {list(indices)}")
-    path, wanted = Path(path), set(indices)
-    found: dict[int, Frames] = {}
-    number = -1
-    for number, frame in enumerate(_decode_lazily(path, size)):
-        if number in wanted:
-            found[number] = frame()
-        if len(found) == len(wanted):
-            break
-    else:
-        raise UnreadableMedia(
-            "decode_error", f"ends after {number + 1} frames, frame {max(wanted)} was asked for", path
-        )
+    found = dict(pick_frames(path, indices, size))
     return np.stack([found[index] for index in indices])
+
+
+def pick_frames(
+    path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None
+) -> Iterator[tuple[int, Frames]]:
+    """Reads frames by number as `read_frames` does, one at a time and no further than the last.
+
+    Args:
+        path: video or still image.
+        indices: frame numbers >= 0 in any order; each is given once.
+        size: (height, width) to resize to while decoding.
+
+    Yields:
+        (number, (height, width, 3) uint8), ascending.
+
+    Raises:
+        UnreadableMedia: where the file ends, or is damaged, before the next wanted frame.
+    """
+    wanted = sorted(set(indices), reverse=True)
+    number = -1
+    for number, frame in enumerate(_decode_lazily(Path(path), size)):
+        if wanted and number == wanted[-1]:
+            yield wanted.pop(), frame()
+        if not wanted:
+            return
+    raise UnreadableMedia(
+        "decode_error", f"ends after {number + 1} frames, frame {wanted[0]} was asked for", Path(path)
+    )
 
 
 def write_video(

@@ -23,6 +23,7 @@ from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown
 from pipelines.terminal import BUCKET, make_console
 from pipelines.weights import app as weights_app
+from pipelines.whatif import whatif
 
 app = typer.Typer(
     help="Train text-to-video models the Open-Sora 1.1 way: on this machine, under DVC, or on Kubeflow.",
@@ -36,6 +37,8 @@ app.command()(pack)
 app.command()(digest)
 add_cluster_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
+
+app.command()(whatif)
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
 SetOption = Annotated[

@@ -33,6 +33,8 @@ from model.mask_config import MaskRatios
 from model.sentinel_config import SentinelConfig
 from pipelines.cluster import Cluster
 
+RUN_CONFIG = "config.json"
+"""In the local folder of a run: everything that decided it."""
 RESERVED_NAMES = {"ingest", "shots", "curate", "bucket", "evaluate"}
 
 
@@ -237,7 +239,7 @@ def preset_values(preset: str, overrides: dict[str, Any] | None = None) -> dict[
         raise KinoflowError(f"The preset {preset} must be a mapping of keys to values.")
     values: dict[str, Any] = _unshared(data)
     for key, value in (overrides or {}).items():
-        _override(values, key, deepcopy(value))
+        override(values, key, deepcopy(value))
     return values
 
 
@@ -248,8 +250,12 @@ def _unshared(value: Any) -> Any:
     return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
-def _override(data: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set one value inside nested mappings and lists; a missing mapping on the way is made."""
+def override(data: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set one value inside nested mappings and lists; a missing mapping on the way is made.
+
+    Raises:
+        KinoflowError: there is no such place.
+    """
     *parents, last = dotted.split(".")
     here: Any = data
     for part in parents:

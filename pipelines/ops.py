@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Model, Output, OutputPath
+from kfp.dsl import HTML, Artifact, Dataset, Model, Output, OutputPath
 
 IMAGE = "kinoflow-python:0.1.0"
 
@@ -29,7 +29,7 @@ def ingest(config: str, source: str, objects: str, out: str, manifest: Output[Da
     return run_stage("ingest", manifest.path, config=config, source=source, objects=objects, out=out)
 
 
-def curate(config: str, videos: str, objects: str, out: str, manifest: Output[Dataset]) -> str:
+def curate(config: str, videos: str, objects: str, out: str, manifest: Output[Dataset], report: Output[HTML]) -> str:
     """Cut sources into shots, score, caption and filter them; one row per clip, kept or dropped with a reason.
 
     Args:
@@ -38,10 +38,13 @@ def curate(config: str, videos: str, objects: str, out: str, manifest: Output[Da
         objects: URI prefix that holds the files.
         out: URI prefix of the clips table.
         manifest: Address and digest of the result.
+        report: The ledger as a page.
     """
     from pipelines.shell import run_stage
 
-    return run_stage("curate", manifest.path, config=config, videos=videos, objects=objects, out=out)
+    return run_stage(
+        "curate", manifest.path, report_path=report.path, config=config, videos=videos, objects=objects, out=out
+    )
 
 
 def curate_part(
@@ -66,7 +69,16 @@ def curate_part(
     )  # fmt: skip
 
 
-def merge(config: str, videos: str, objects: str, shots: str, parts: int, out: str, manifest: Output[Dataset]) -> str:
+def merge(
+    config: str,
+    videos: str,
+    objects: str,
+    shots: str,
+    parts: int,
+    out: str,
+    manifest: Output[Dataset],
+    report: Output[HTML],
+) -> str:
     """Caption and filter the shots of all parts; one row per clip, kept or dropped with a reason.
 
     Args:
@@ -77,11 +89,13 @@ def merge(config: str, videos: str, objects: str, shots: str, parts: int, out: s
         parts: How many there are.
         out: URI prefix of the clips table.
         manifest: Address and digest of the result.
+        report: The ledger as a page.
     """
     from pipelines.shell import run_stage
 
     return run_stage(
-        "curate.merge", manifest.path, config=config, videos=videos, objects=objects, shots=shots, parts=parts, out=out
+        "curate.merge", manifest.path, report_path=report.path, config=config, videos=videos, objects=objects,
+        shots=shots, parts=parts, out=out,
     )  # fmt: skip
 
 
@@ -156,6 +170,7 @@ def evaluate(
     objects: str,
     out: str,
     manifest: Output[Artifact],
+    report: Output[HTML],
 ) -> str:
     """Measure the final checkpoint on held-out clips, generate samples, register the model.
 
@@ -171,11 +186,12 @@ def evaluate(
         objects: URI prefix that holds the files.
         out: URI prefix of metrics, report and samples.
         manifest: Address and digest of the result.
+        report: What people look at.
     """
     from pipelines.shell import run_stage
 
     return run_stage(
-        "evaluate", manifest.path, config=config, experiment=experiment, run_name=run_name,
+        "evaluate", manifest.path, report_path=report.path, config=config, experiment=experiment, run_name=run_name,
         dataset_digest=dataset_digest, source_version=source_version, checkpoint=checkpoint, data=data, clips=clips,
         objects=objects, out=out,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from components import manifest, store
+from components import layout, manifest, store
 from components.cli import LOG_FORMAT, PROGRESS_FILE_VARIABLE, report_error, user_sentence
 from components.config import TrackingConfig, parse
 from components.errors import KinoflowError
@@ -62,7 +62,11 @@ def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, 
 
 
 def run_stage(
-    stage: str, manifest_path: str, dataset_digest_path: str | None = None, **inputs: str | int | None
+    stage: str,
+    manifest_path: str,
+    dataset_digest_path: str | None = None,
+    report_path: str | None = None,
+    **inputs: str | int | None,
 ) -> str:
     """Run one stage as a pipeline task and return the URI of what it published.
 
@@ -70,6 +74,7 @@ def run_stage(
         stage: name of the stage and of its function in `components`, or `<stage>.<function>`.
         manifest_path: local file that receives `{"uri", "kind", "digest"}` of the result.
         dataset_digest_path: local file that receives the digest of the dataset of the result, when given.
+        report_path: local file that receives the page for people, where the stage writes one.
         inputs: the task's parameters; see `stage_arguments`.
 
     A mistake the user can mend ends the process with one sentence on stderr and exit code 1.
@@ -98,6 +103,8 @@ def run_stage(
     store.write_bytes(str(Path(manifest_path).resolve()), text.encode())
     if dataset_digest_path is not None:
         store.write_bytes(str(Path(dataset_digest_path).resolve()), published.dataset_digest.encode())
+    if report_path is not None:
+        store.download(store.join(uri, layout.PAGE), Path(report_path).resolve())
     _tell(node=node, state="done", seconds=time.monotonic() - started_s)
     # The process ends here, and would look through every object of every library again on its way out.
     gc.freeze()

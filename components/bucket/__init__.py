@@ -20,12 +20,12 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from components import manifest, tables
-from components.bucket.clips import Clips
 from components.bucket.encode import Window, encode_captions, encode_windows, encoding_digest, unique_windows
 from components.bucket.encoders import EncoderSources, make_autoencoder, make_text_encoder
 from components.bucket.plan import plan_evaluation, plan_training
 from components.config import BucketConfig, StagePlanConfig
 from components.errors import KinoflowError
+from components.kept_clips import Clips
 from components.leakage import check_leakage
 from components.plan_file import PlanFile, held_out_plan, training_plan
 from components.shards import Rows

@@ -13,9 +13,9 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from components.bucket.clips import SEED_BITS, Clips, hash_text
 from components.bucket.order import Batches, arrange
 from components.errors import KinoflowError
+from components.kept_clips import SEED_BITS, Clips, hash_text
 from components.plan_file import PlanFile, Shape
 from model.buckets import BucketTable, UniformDraws, choose_buckets, describe_buckets
 from model.geometry import num_tokens

@@ -8,6 +8,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from components.config import CurateConfig
+from components.curate.captioning import check_captioner
 from components.errors import KinoflowError
 
 
@@ -38,18 +39,21 @@ class CurateReport(BaseModel):
 
 
 def check_captions(config: CurateConfig, videos: str, table: pl.DataFrame) -> None:
-    """Without any caption every clip would be dropped: better said before hours of decoding.
+    """Without captions, or the model that writes them, every clip would be dropped: said before hours of decoding.
 
     Raises:
-        KinoflowError: captions are required and no ingested file has one.
+        KinoflowError: captions are required, and no ingested file has one or the model is not there.
     """
+    check_captioner(config.captions)
+    if config.captions.captioner is not None:
+        return
     ingested = table.filter(pl.col("outcome") == "ingested")
     captioned = ingested.filter(pl.col("caption").is_not_null() | pl.col("caption_shots").is_not_null())
     if config.captions.required and len(ingested) and captioned.is_empty():
         raise KinoflowError(
             f"There are no captions at all in {videos}: none of its {len(ingested)} files has one; put a .txt or .json "
-            "of the same name beside each video, list captions in a table's column 'text', or set captions.required "
-            "to false."
+            "of the same name beside each video, list captions in a table's column 'text', name a model in "
+            "captions.captioner, or set captions.required to false."
         )
 
 

@@ -14,8 +14,10 @@ from components.config import CurateConfig
 from components.curate import ledger
 from components.curate import parts as measuring
 from components.curate.analysed import measures_of
+from components.curate.captioning import caption_clips
 from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
+from components.curate.report import write_report
 from components.curate.rules import apply_rules
 from components.curate.split import assign_split
 from components.errors import KinoflowError
@@ -71,11 +73,13 @@ def publish(
         ledger.check_captions(config, videos, table)
         shots = measure(source, table)
         ledger.check_failures(config, table, shots)
-        clips = decide(config, shots, filed)
+        clips = decide(config, shots, objects, filed)
         with manifest.publish(out, KIND, config=recorded, inputs=inputs) as publication:
             tables.write(clips, publication.directory / TABLE, tables.CLIPS)
             counts = ledger.count(table, clips)
-            publication.facts.update(counts.model_dump(mode="json", exclude={"manifest_digest"}))
+            write_report(publication.directory / layout.PAGE, config, table, clips, objects)
+            facts = counts.model_dump(mode="json", exclude={"manifest_digest"})
+            publication.facts.update({**facts, "config": recorded.model_dump(mode="json")})
             publication.annotations.update(
                 {"videos": videos, TOMBSTONES: beside(objects), layout.ANALYSED: measures_of(objects, config)}
             )
@@ -87,10 +91,11 @@ def publish(
     return report
 
 
-def decide(config: CurateConfig, shots: pl.DataFrame, filed: Sequence[Filed] = ()) -> pl.DataFrame:
+def decide(config: CurateConfig, shots: pl.DataFrame, objects: str, filed: Sequence[Filed] = ()) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
     marked = mark(with_near_duplicate_groups(shots), filed)
-    decided = apply_rules(marked, config.rules, caption_required=config.captions.required)
+    captioned = caption_clips(marked, objects, config, layout.beside(objects, layout.CAPTIONS))
+    decided = apply_rules(captioned, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)
     return tables.with_caption_digests(clips)

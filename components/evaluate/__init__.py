@@ -33,7 +33,7 @@ from components.tracking import Tracker, open_tracker
 
 logger = logging.getLogger(__name__)
 KIND = "evaluation"
-METRICS, REPORT, SHEET = "metrics.json", "report.html", "contact_sheet.png"
+METRICS, REPORT, SHEET = "metrics.json", layout.PAGE, "contact_sheet.png"
 
 
 class EvaluateReport(BaseModel):
@@ -99,6 +99,7 @@ def evaluate(
         publication.facts = json.loads(report.model_dump_json())
         publication.annotations = {"checkpoint": checkpoint}
         _track(tracker, config, report, folder, checkpoint, published)
+        _attach_curation(tracker, clips, local)
     return report
 
 
@@ -222,6 +223,13 @@ def _save(sample: Sample, folder: Path, index: int, fps: float) -> Path:
         path = folder / f"{name}.mp4"
         video.write_video(path, sample.frames, fps)
     return path
+
+
+def _attach_curation(tracker: Tracker, clips: str, scratch: Path) -> None:
+    """The page about the clips goes where the one about the network goes; a table of another kind has none."""
+    if layout.PAGE in manifest.load(clips).files:
+        store.download(store.join(clips, layout.PAGE), scratch / layout.PAGE)
+        tracker.log_artifact(scratch / layout.PAGE, "curation")
 
 
 def _track(

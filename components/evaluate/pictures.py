@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+
+from components.contact_sheet import Strip, write_sheet
 
 Frames = NDArray[np.uint8]
-LABEL_WIDTH_PX = 230
-MARGIN_PX = 6
-CELL_HEIGHT_PX = 72
 FRAMES_SHOWN = 8
 
 
@@ -42,37 +39,14 @@ class Sample:
 
 def contact_sheet(samples: Sequence[Sample], path: Path) -> None:
     """Write a PNG with one row per sample: task, prompt, verdict, then evenly spaced frames."""
-    rows = [_row(sample) for sample in samples]
-    width = max(row.width for row in rows)
-    sheet = Image.new("RGB", (width, sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(path)
+    write_sheet([_strip(sample) for sample in samples], path, frames_shown=FRAMES_SHOWN)
 
 
-def _row(sample: Sample) -> Image.Image:
-    frames = sample.frames
-    picked = np.unique(np.linspace(0, len(frames) - 1, min(FRAMES_SHOWN, len(frames))).round().astype(int))
-    scale = CELL_HEIGHT_PX / frames.shape[1]
-    cell = (max(1, round(frames.shape[2] * scale)), CELL_HEIGHT_PX)
-    width = LABEL_WIDTH_PX + FRAMES_SHOWN * (cell[0] + MARGIN_PX) + MARGIN_PX
-    row = Image.new("RGB", (width, CELL_HEIGHT_PX + 2 * MARGIN_PX), "white")
-    draw = ImageDraw.Draw(row)
-    lines = [sample.task.upper(), *textwrap.wrap(sample.prompt, 36)[:3]]
+def _strip(sample: Sample) -> Strip:
+    lines = [sample.task.upper(), sample.prompt]
     if sample.verdict is not None:
         lines.append("  ".join(("+" if good else "-") + name for name, good in sample.verdict.items() if name != "all"))
-    draw.multiline_text((MARGIN_PX, MARGIN_PX), "\n".join(lines), fill="black", spacing=2)
-    for column, index in enumerate(picked):
-        image = Image.fromarray(frames[index]).resize(cell, Image.Resampling.BICUBIC)
-        left = LABEL_WIDTH_PX + column * (cell[0] + MARGIN_PX)
-        row.paste(image, (left, MARGIN_PX))
-        if column == 0 and sample.reference is not None:
-            draw.rectangle(
-                (left - 2, MARGIN_PX - 2, left + cell[0] + 1, MARGIN_PX + cell[1] + 1), outline="black", width=2
-            )
-    return row
+    return Strip(lines, sample.frames, sample.reference is not None)
 
 
 def plot_losses(histories: dict[str, list[dict[str, float]]]) -> bytes:

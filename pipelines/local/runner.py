@@ -27,7 +27,7 @@ from rich.console import Console
 from components import store
 from components.cli import PROGRESS_FILE_VARIABLE
 from components.errors import KinoflowError
-from pipelines.config import RunConfig
+from pipelines.config import RUN_CONFIG, RunConfig
 from pipelines.local.display import EventFile, RunDisplay
 from pipelines.local.retries import Budgets, Cause, cause_of, run_until_done
 from pipelines.local.services import MLFLOW, Ports, Services, running_services
@@ -102,7 +102,7 @@ def run(request: RunRequest, home: Path, ports: Ports, console: Console) -> Summ
                 request.config, request.name, request.root, time.monotonic() - started_s,
                 services.tracking_uri, request.experiment,
             )  # fmt: skip
-            collect_outputs(store.join(request.root, "evaluate"), folder)
+            collect_outputs(request.root, folder)
         store.write_bytes(str(folder / "summary.json"), summary.model_dump_json(indent=1).encode())
         print_summary(summary, folder, console)
         return summary
@@ -163,6 +163,7 @@ def _run_graph(request: RunRequest, folder: Path, services: Services, console: C
     pipeline, arguments, events = folder / "pipeline.yaml", folder / "arguments.json", folder / "events.jsonl"
     compile_pipeline(request.config, pipeline)
     arguments.write_text(json.dumps(request.arguments(), indent=1) + "\n", encoding="utf-8")
+    (folder / RUN_CONFIG).write_text(request.config.model_dump_json(indent=1) + "\n", encoding="utf-8")
     events.unlink(missing_ok=True)
     environment = {**os.environ, PROGRESS_FILE_VARIABLE: str(events), "PYTHONUNBUFFERED": "1"}
     if MLFLOW in services.embedded:

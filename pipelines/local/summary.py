@@ -147,10 +147,11 @@ def _read_json(uri: str) -> dict[str, Any]:
     return data
 
 
-def collect_outputs(evaluation: str, folder: Path) -> None:
-    """Copy what the evaluation published into the run's folder, each file checked against the manifest."""
-    published = manifest.load(evaluation)
-    manifest.fetch(evaluation, folder, sorted(published.files))
+def collect_outputs(root: str, folder: Path) -> None:
+    """Copy what people look at into the run's folder, each file checked: the evaluation, the page about the clips."""
+    evaluation = store.join(root, "evaluate")
+    manifest.fetch(evaluation, folder, sorted(manifest.load(evaluation).files))
+    manifest.fetch(store.join(root, "curate"), folder / "curation", [layout.PAGE])
 
 
 def print_summary(summary: Summary, folder: Path, console: Console) -> None:

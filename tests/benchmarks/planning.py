@@ -13,9 +13,9 @@ import polars as pl
 import typer
 
 from components import tables
-from components.bucket.clips import Clips
 from components.bucket.plan import plan_training
 from components.config import Draws
+from components.kept_clips import Clips
 from model.buckets import BucketTable, choose_buckets
 from tests.benchmarks.measuring import Figure, Settings, by_turns
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.caption import clean_caption
+from components.caption import clean_caption, with_camera_sentence, without_prefix
 
 EXAMPLES = [
     ("A Car driving on the OCEAN.", "a car driving on the ocean."),
@@ -70,3 +70,27 @@ def test_any_text_is_cleaned_without_a_fault(text: str) -> None:
 def test_a_hostile_caption_takes_no_time_to_speak_of() -> None:
     for piece in ("-a1", " ", "1:2", "a.", "<", "<![", "&amp;", "a1b"):
         clean_caption(piece * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("The video shows a dog.", "A dog."),
+        ("the VIDEO captures: two cats", "Two cats"),
+        ("In the video, a man runs.", "A man runs."),
+        ("The image portrays a lake", "A lake"),
+        ("The video portrays a lake", "The video portrays a lake"),
+        ("The video isolates a dog", "The video isolates a dog"),
+        ("A video shows a dog", "A video shows a dog"),
+        ("The video is The video shows x", "The video shows x"),
+        ("The video shows", ""),
+    ],
+)
+def test_a_models_opening_words_go_once(text: str, rest: str) -> None:
+    assert without_prefix(text) == rest
+
+
+def test_the_camera_comes_last() -> None:
+    assert with_camera_sentence("A dog runs", "zoom in") == "A dog runs. The camera is zooming in."
+    assert with_camera_sentence("A dog!", "pan/tilt") == "A dog! The camera is panning."
+    assert with_camera_sentence("A dog.", "unknown") == with_camera_sentence("A dog.", None) == "A dog."

@@ -22,7 +22,7 @@ def stage_inputs(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shell_takes_what_its_stage_takes(name: str) -> None:
-    own = {"manifest", "dataset_digest"} if name == "bucket" else {"manifest"}
+    own = {"manifest", "dataset_digest"} if name == "bucket" else {"manifest", "report"}
     assert set(inspect.signature(SHELLS[name]).parameters) - own == stage_inputs(name)
 
 

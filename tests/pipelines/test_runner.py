@@ -13,7 +13,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from components import manifest, tables
+from components import manifest, store, tables
 from components.errors import KinoflowError
 from components.packed import PackedClips
 from components.progress import append_event
@@ -184,6 +184,15 @@ class TestFinishedRun:
         assert f"packed: {kept} of {kept} clips" in shown
         assert f"dataset {manifest.load(f'{finished.request.root}/curate').digest}\n" in shown
         assert len(PackedClips(str(finished.project / "packed"))) == kept
+
+    def test_pages_are_shown_by_kubeflow_and_mlflow(self, finished: Finished) -> None:
+        pages = sorted(path.read_bytes() for path in (finished.folder / "kfp").rglob("report") if path.is_file())
+        published = [
+            store.read_bytes(f"{finished.request.root}/{stage}/report.html") for stage in ("curate", "evaluate")
+        ]
+        assert pages == sorted(published)
+        attached = [path.read_bytes() for path in (finished.project / ".kinoflow").rglob("curation/report.html")]
+        assert attached == [published[0]] == [(finished.folder / "curation/report.html").read_bytes()]
 
     def test_outputs_lie_where_a_person_looks(self, finished: Finished) -> None:
         for name in ("report.html", "contact_sheet.png", "metrics.json", "pipeline.log", "pipeline.yaml"):

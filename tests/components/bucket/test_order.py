@@ -7,9 +7,9 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.bucket.clips import Clips
 from components.bucket.order import Batches, arrange
 from components.bucket.plan import plan_training
+from components.kept_clips import Clips
 from tests.components.bucket.test_plan import SIZES, clip_table, tiny_table
 
 NUM_BUCKETS, BATCH_SIZE = 5, 4

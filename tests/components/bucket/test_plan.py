@@ -4,9 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import tables
-from components.bucket.clips import Clips
 from components.bucket.plan import plan_evaluation, plan_training
 from components.errors import KinoflowError
+from components.kept_clips import Clips
 from components.plan_file import text_key
 from model.buckets import BucketTable
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
 
 from components import tables
 from components.config import CurationRules
-from components.curate.rules import apply_rules
+from components.curate.rules import apply_rules, reopen, threshold_rules, unmeasured
+from components.errors import KinoflowError
 
 RULES = CurationRules(min_brightness=10, max_brightness=240)
 _counter = iter(range(1_000_000))
@@ -92,6 +96,12 @@ def test_a_dropped_clip_is_nobodys_original() -> None:
     assert decided["reason"].to_list() == ["no_caption", None]
 
 
+def test_stills_are_not_compared_with_videos() -> None:
+    same = {"near_duplicate_group": "c"}
+    decided = decide(clip(**same), clip(media="image", num_frames=1, motion=None, **same))
+    assert decided["outcome"].to_list() == ["kept", "kept"]
+
+
 def test_an_empty_table_stays_empty() -> None:
     assert decide().is_empty()
 
@@ -99,3 +109,72 @@ def test_an_empty_table_stays_empty() -> None:
 def test_an_impossible_range_is_refused() -> None:
     with pytest.raises(ValidationError, match="no clip could be kept"):
         CurationRules(min_brightness=200, max_brightness=100)
+
+
+def test_new_rules_are_off_until_they_have_a_limit() -> None:
+    assert [rule.name for rule in threshold_rules(CurationRules())] == [
+        "min_frames", "max_black_share", "min_brightness", "max_brightness", "min_contrast", "min_sharpness",
+        "max_text_share", "min_motion",
+    ]  # fmt: skip
+    on = CurationRules(max_frozen_share=0.5, max_letterbox_share=0.1, min_flow=1, max_flow=9, min_aesthetic=4)
+    assert [rule.reason for rule in threshold_rules(on)][8:] == [
+        "frozen", "letterbox", "slow", "fast", "low_aesthetic"
+    ]  # fmt: skip
+
+
+def test_any_numeric_column_may_have_bounds() -> None:
+    rules = CurationRules.model_validate({"thresholds": {"height": {"min": 64}, "fps": {"min": 10, "max": 60}}})
+    rows = [clip(fps=5.0), clip(fps=120.0), clip(fps=30.0, height=32), clip(fps=30.0), clip(fps=None)]
+    decided = decide(*rows, rules=rules)
+    assert decided["reason"].to_list() == ["low_fps", "high_fps", "low_height", None, None]
+    assert decided["detail"][2] == "height 32 is below thresholds.height.min 64."
+    for column in ("path", "nowhere"):
+        with pytest.raises(KinoflowError, match=rf"rules.thresholds.{column}: .* no numeric column .* brightness"):
+            threshold_rules(CurationRules.model_validate({"thresholds": {column: {"min": 1}}}))
+    for bounds, message in (({}, "give min, max or both"), ({"min": 2, "max": 1}, "min 2 is above max 1")):
+        with pytest.raises(ValidationError, match=message):
+            CurationRules.model_validate({"thresholds": {"fps": bounds}})
+
+
+def test_a_value_that_is_no_number_breaks_nothing_and_a_limit_nobody_was_measured_for_is_told() -> None:
+    decided = decide(clip(motion=float("nan")), clip(motion=None), clip(sharpness=float("nan")))
+    assert decided["outcome"].to_list() == ["kept"] * 3
+    rules = threshold_rules(CurationRules.model_validate({"thresholds": {"fps": {"min": 10}}}))
+    table = tables.frame([clip(fps=None), clip(fps=None)], tables.CLIPS)
+    assert unmeasured(table, rules) == ["thresholds.fps.min"]
+    assert unmeasured(table.clear(), rules) == []
+
+
+def test_a_published_table_can_be_decided_again() -> None:
+    same = {"near_duplicate_group": "d"}
+    rows = [
+        clip(motion=0.5), clip(motion=1.5), clip(caption=None), clip(width=192, **same), clip(**same),
+        clip(outcome="dropped", reason="decode_error", detail="Damaged."),
+        clip(outcome="rejected", reason="not_media", detail="No.", shot_index=-1),
+        clip(outcome="dropped", reason="caption_failed", detail="Down.", caption=None),
+    ]  # fmt: skip
+    first = decide(*rows)
+    opened = reopen(first, caption_required=True)
+    assert opened["outcome"].to_list() == [None] * 5 + ["dropped", "rejected", "dropped"]
+    assert apply_rules(opened, RULES, caption_required=True).equals(first)
+    stricter = apply_rules(opened, CurationRules(min_motion=1.0, keep_near_duplicates=True), caption_required=True)
+    assert stricter["reason"].to_list()[:5] == ["static", None, "no_caption", None, None]
+    without = apply_rules(reopen(stricter, caption_required=False), RULES, caption_required=False)
+    assert without["reason"].to_list() == [None, None, None, None, "near_duplicate", "decode_error", "not_media", None]
+
+
+def test_a_million_clips_are_decided_in_seconds() -> None:
+    count = 1_000_000
+    draws = np.random.default_rng(3)
+    few = tables.frame([clip()], tables.CLIPS)
+    ids = pl.Series([f"{number:016x}-0000" for number in range(count)])
+    clips = few.select(pl.all().repeat_by(count).explode()).with_columns(
+        clip_id=ids, source_id=ids, motion=draws.random(count), sharpness=10 * draws.random(count),
+        near_duplicate_group=pl.when(pl.Series(draws.random(count) < 0.2)).then(pl.lit("g") + ids.str.slice(0, 15)),
+    )  # fmt: skip
+    started_s = time.perf_counter()
+    decided = apply_rules(clips, RULES, caption_required=True)
+    assert time.perf_counter() - started_s < 10
+    assert 0.2 < (decided["outcome"] == "dropped").mean() < 0.5
+    row = decided.filter(pl.col("reason") == "static").row(0, named=True)
+    assert row["detail"] == f"motion {row['motion']:.4g} is below min_motion 0.04."

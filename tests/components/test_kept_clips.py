@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import tables
-from components.bucket.clips import Clips
 from components.config import Draws
 from components.errors import KinoflowError
+from components.kept_clips import Clips
 from components.texts import Texts
 from tests.components.bucket.test_plan import clip_table
 

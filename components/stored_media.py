@@ -1,0 +1,80 @@
+"""Frames of clips, read from the content-addressed objects they were cut from."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from components import manifest, store
+from components.media import Frames, UnreadableMedia
+from components.video import read_frames
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def local_object(objects: str, key: str, content_sha256: str | None = None) -> Iterator[Path]:
+    """A file with the bytes of an object, for as long as the body runs.
+
+    Args:
+        objects: URI prefix of the content-addressed objects.
+        key: of one object below it.
+        content_sha256: checked when given.
+
+    Raises:
+        StoreError: there is no such object, it cannot be read, or its key would leave the prefix.
+        UnreadableMedia: its bytes are not those.
+    """
+    uri = store.join(objects, store.safe_key(key))
+    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
+        path = Path(uri)
+        if store.is_s3(uri):
+            path = Path(scratch) / PurePosixPath(key).name
+            found = store.download(uri, path).sha256
+        elif path.is_file():
+            found = manifest.sha256_file(path) if content_sha256 else ""
+        else:
+            raise store.ObjectMissing(f"There is no object {uri}.")
+        if content_sha256 and found != content_sha256:
+            raise UnreadableMedia("decode_error", "the object no longer has the bytes that were ingested", uri)
+        yield path
+
+
+def fitted(height: int, width: int, *, short_side: int | None = None, long_side: int | None = None) -> tuple[int, int]:
+    """(height, width) in pixels, shrunk to that side and never enlarged."""
+    share = min(
+        1.0,
+        short_side / min(height, width) if short_side else 1.0,
+        long_side / max(height, width) if long_side else 1.0,
+    )
+    return max(1, round(height * share)), max(1, round(width * share))
+
+
+def clip_frames(
+    row: Mapping[str, object], objects: str, long_side: int, shares: Sequence[float] = (0.1, 0.5, 0.9)
+) -> Frames:
+    """Small frames of a clip, for people to look at.
+
+    Args:
+        row: of the clips table.
+        objects: URI prefix of the content-addressed objects.
+        long_side: in pixels; smaller pictures stay as they are.
+        shares: places in the clip, 0 to 1.
+
+    Returns:
+        (T, H, W, 3) uint8; T is 0 when they cannot be read.
+    """
+    start, count = int(str(row["start_frame"])), int(str(row["num_frames"]))
+    numbers = sorted({start + min(int(share * count), count - 1) for share in shares})
+    size = fitted(int(str(row["height"])), int(str(row["width"])), long_side=long_side)
+    try:
+        with local_object(objects, str(row["object_key"])) as path:
+            return read_frames(path, numbers, size)
+    except (store.StoreError, UnreadableMedia, OSError, ValueError) as error:
+        logger.info("no picture of clip %s: %s", row["clip_id"], error)
+        return np.zeros((0, *size, 3), np.uint8)

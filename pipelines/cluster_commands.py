@@ -75,7 +75,7 @@ def submit(
     submission = Submission(
         config, image, choose_cluster(cluster, config.cluster, {"gpus": gpus}), videos,
         name or Path(config.preset).stem, base.rstrip("/"), root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"),
-        experiment, source_version, pipeline, service_account,
+        experiment, source_version, pipeline, service_account, recurring is not None,
     )  # fmt: skip
     if not register_only:
         submission.check()

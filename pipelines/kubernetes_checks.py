@@ -207,10 +207,10 @@ def _fits(nodes: list[Node] | NotChecked, cluster: Cluster, kind: TaskKind) -> s
     labelled = [node for node in nodes if all(node.labels.get(label) == value for label, value in selector.items())]
     if not labelled:
         there = sorted({node.labels[GPU_PRODUCT_LABEL] for node in nodes if GPU_PRODUCT_LABEL in node.labels})
-        wanted = ", ".join(f"{label}={value}" for label, value in selector.items())
+        asked = ", ".join(f"{label}={value}" for label, value in selector.items())
         others = f"; GPUs there: {', '.join(there)}" if there else ""
         raise Failed(
-            f"no ready node has {wanted}" if wanted else "no node is ready",
+            f"no ready node has {asked}" if asked else "no node is ready",
             f"Label the nodes, or change the selector{others}.",
         )
     open_to = [node for node in labelled if not _kept_out(node, pods)]

@@ -173,10 +173,10 @@ class _Trial:
             s3={"addressing_style": "path"},
         )  # fmt: skip
         client = boto3.session.Session().client("s3", region_name=region, config=options)
-        place = {"Bucket": self.bucket, "Key": f"{self.key}/defaults"}
+        key = f"{self.key}/defaults"
         try:
-            client.put_object(**place, Body=b"0123456789")
-            if client.get_object(**place, Range="bytes=2-5")["Body"].read() == b"2345":
+            client.put_object(Bucket=self.bucket, Key=key, Body=b"0123456789")
+            if client.get_object(Bucket=self.bucket, Key=key, Range="bytes=2-5")["Body"].read() == b"2345":
                 return None
         except (BotoCoreError, ClientError) as error:
             return f"a client with botocore's default checksums fails ({type(error).__name__}, {_code(error)})"

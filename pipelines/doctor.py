@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def check_kubeflow(settings: KubeflowSettings) -> Finding:
             kubeflow.connect()
         except KinoflowError as error:
             raise Failed(str(error), "See the sentence.") from error
-        told = get_json(f"{settings.host()}/apis/v1beta1/healthz", HTTP_S)
+        told = get_json(f"{kubeflow.host}/apis/v1beta1/healthz", HTTP_S)
         version = told.get("tag_name") if isinstance(told, dict) else None
         space = f", namespace {kubeflow.namespace}" if kubeflow.namespace else ""
         return f"{version or '2, its exact version is not told'} at {kubeflow.host}{space}"
@@ -64,12 +65,18 @@ def check_tracking(address: str) -> Finding:
     def reach() -> str:
         if not address:
             raise NotChecked("MLFLOW_TRACKING_URI is not set here; pods take it from their config map")
+        if not re.match(r"https?://[^/]+?(:\d+)?(/|$)", address):
+            raise Failed(
+                f"{public(address)} is no address of a server", "Name the server that pods use: http://host:port."
+            )
         uri, host = public(address).rstrip("/"), urlsplit(address).hostname or ""
-        if http_status(f"{address.rstrip('/')}/health", HTTP_S) is None:
+        if http_status(f"{uri}/health", HTTP_S) is None:
             if "KUBERNETES_SERVICE_HOST" not in os.environ and ("." not in host or ".svc" in host):
                 raise NotChecked(f"only pods resolve {host}; run this command inside the cluster")
             raise Failed(f"{uri} does not answer", "Check the address, and that MLflow runs.")
-        status = http_status(f"{address.rstrip('/')}/version", HTTP_S)
+        status = http_status(f"{uri}/version", HTTP_S)
+        if status == 401:
+            raise NotChecked(f"{uri} wants a login, which only pods have")
         if status == 403:
             raise Failed(f"{uri} refuses the name {host}", f"Add {host} to MLFLOW_SERVER_ALLOWED_HOSTS of the server.")
         if status != 200:

@@ -179,6 +179,7 @@ def test_kubeflow_and_mlflow(kfp: KfpServer, monkeypatch: pytest.MonkeyPatch) ->
     kfp.behaviour.token = "right"
     assert "wants a token" in check_kubeflow(KubeflowSettings(endpoint=kfp.url)).seen
     assert check_tracking("").state == "not checked"
+    assert [check_tracking(wrong).state for wrong in ("sqlite:///x.db", "http://")] == ["failed"] * 2
     assert check_tracking("http://mlflow.kinoflow.svc:5000").state == "not checked"
     assert check_tracking("http://user:hidden@127.0.0.1:9").state == "failed"
     assert "hidden" not in check_tracking("http://user:hidden@127.0.0.1:9").seen

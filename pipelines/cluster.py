@@ -23,6 +23,8 @@ ADDRESSES = (
     "MLFLOW_TRACKING_URI",
 )  # fmt: skip
 CREDENTIALS = {"accessKeyId": "AWS_ACCESS_KEY_ID", "secretAccessKey": "AWS_SECRET_ACCESS_KEY"}
+RUN_VARIABLE = "KINOFLOW_RUN"
+"""Kubeflow's id of the run, which replaces `{run}` in a task's inputs (`pipelines.shell`)."""
 GPU = "nvidia.com/gpu"
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery
 TaskKind = Literal["ingest", "curate", "bucket", "train", "evaluate"]
@@ -130,7 +132,7 @@ class Pods(Section):
 
     @model_validator(mode="after")
     def _checks(self) -> Self:
-        taken = {*ADDRESSES, *CREDENTIALS.values()}
+        taken = {*ADDRESSES, *CREDENTIALS.values(), RUN_VARIABLE}
         for secret, keys in self.secrets.items():
             if not _RESOURCE_NAME.fullmatch(secret):
                 raise ValueError(f"{secret!r} is no name of a secret")
@@ -188,6 +190,7 @@ class Cluster(Section):
         pods, gpus = self.pods(kind), self.gpus_of(kind)
         kubernetes.use_config_map_as_env(task, self.addresses, {name: name for name in ADDRESSES})
         kubernetes.use_secret_as_env(task, self.store_secret, CREDENTIALS)
+        kubernetes.use_field_path_as_env(task, RUN_VARIABLE, "metadata.labels['pipeline/runid']")
         for secret, keys in sorted(pods.secrets.items()):
             kubernetes.use_secret_as_env(task, secret, keys)
         for variable, value in sorted(pods.environment.items()):

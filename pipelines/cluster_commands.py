@@ -1,4 +1,4 @@
-"""The commands `kinoflow submit` and `kinoflow follow`."""
+"""The commands `kinoflow submit`, `kinoflow follow` and `kinoflow doctor`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from components.cli import LOG_FORMAT
+from components.cli import EXIT_FAILED, LOG_FORMAT
 from components.errors import KinoflowError
 from pipelines.changes import changes
 from pipelines.config import load_run_config, preset_names
@@ -75,7 +75,7 @@ def submit(
     submission = Submission(
         config, image, choose_cluster(cluster, config.cluster, {"gpus": gpus}), videos,
         name or Path(config.preset).stem, base.rstrip("/"), root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"),
-        experiment, source_version, pipeline, service_account,
+        experiment, source_version, pipeline, service_account, recurring is not None,
     )  # fmt: skip
     if not register_only:
         submission.check()
@@ -116,19 +116,70 @@ def follow(
     raise typer.Exit(follow_to_the_end(kubeflow, run_id, graph_of(kubeflow, run), console, poll))
 
 
+def doctor(
+    preset: Annotated[str | None, typer.Option("--preset", "-p", help="Its section `cluster` is checked.")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes of every task.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of each task that computes.", min=0)] = None,
+    store: Annotated[str | None, typer.Option(help="Try this store out, s3://bucket/prefix, and nothing else.")] = None,
+    kubeconfig: Annotated[Path | None, typer.Option(help="KUBECONFIG or ~/.kube/config when absent.")] = None,
+    context: Annotated[str | None, typer.Option(help="Of the kubeconfig; its current one when absent.")] = None,
+    host: HostOption = "",
+    namespace: NamespaceOption = "",
+    token_file: TokenFileOption = None,
+    ca_file: CaFileOption = None,
+) -> None:
+    """Check a cluster or a store before anything is queued; 1 when something is wrong.
+
+    What could not be looked at is said to be "not checked", with the reason.
+
+    Examples:
+
+    - `kinoflow doctor --preset mine.yaml --namespace team-a`
+    - `kinoflow doctor --store s3://kinoflow/trial`
+    """
+    from pipelines.cluster import choose_cluster
+    from pipelines.doctor import check_cluster, check_kubeflow, check_tracking, print_findings, print_settings
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    if store is not None:
+        from components.store.check import check_store
+
+        os.environ.setdefault("KINOFLOW_STORE_PATIENCE_S", "10")
+        findings, settings = check_store(store)
+        failed = print_findings(findings, console)
+        print_settings(settings, typer.echo)
+        raise typer.Exit(EXIT_FAILED if failed else 0)
+    section = load_run_config(preset).cluster if preset else None
+    chosen = choose_cluster(cluster, section, {"gpus": gpus})
+    settings_ = _settings(endpoint=host, namespace=namespace, token_file=token_file, ca_file=ca_file)
+    findings = [
+        *check_cluster(chosen, kubeconfig, context, settings_.namespace),
+        check_kubeflow(settings_),
+        check_tracking(os.environ.get("MLFLOW_TRACKING_URI", "")),
+    ]
+    raise typer.Exit(EXIT_FAILED if print_findings(findings, console) else 0)
+
+
 def _connected(
     patience_s: float, host: str, ui_host: str, namespace: str, token_file: Path | None, ca_file: Path | None
 ) -> Any:
     """The server that options and environment name, found to be there."""
-    from pipelines.kubeflow import Kubeflow, KubeflowSettings
+    from pipelines.kubeflow import Kubeflow
 
     logging.basicConfig(level=logging.WARNING, format=LOG_FORMAT, datefmt="%H:%M:%S", stream=sys.stderr)
-    given: dict[str, Any] = {
-        "endpoint": host, "ui_endpoint": ui_host, "namespace": namespace, "token_file": token_file, "ca_file": ca_file
-    }  # fmt: skip
-    kubeflow = Kubeflow(KubeflowSettings(**{key: value for key, value in given.items() if value}), patience_s)
+    settings = _settings(
+        endpoint=host, ui_endpoint=ui_host, namespace=namespace, token_file=token_file, ca_file=ca_file
+    )  # fmt: skip
+    kubeflow = Kubeflow(settings, patience_s)
     kubeflow.connect()
     return kubeflow
+
+
+def _settings(**given: Any) -> Any:
+    """What options say, and the environment where they say nothing."""
+    from pipelines.kubeflow import KubeflowSettings
+
+    return KubeflowSettings(**{key: value for key, value in given.items() if value})
 
 
 def _console() -> Console:
@@ -137,5 +188,5 @@ def _console() -> Console:
 
 def add_commands(app: typer.Typer) -> None:
     """Register the commands of this module."""
-    for command in (submit, follow):
+    for command in (submit, follow, doctor):
         app.command()(command)

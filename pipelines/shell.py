@@ -15,7 +15,7 @@ import os
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,15 @@ from components.cli import LOG_FORMAT, PROGRESS_FILE_VARIABLE, report_error, use
 from components.config import TrackingConfig, parse
 from components.errors import KinoflowError
 from components.progress import append_event
+from pipelines.cluster import RUN_VARIABLE
 from pipelines.waiting import wait_for_http
 
 WAIT_VARIABLE = "KINOFLOW_WAIT_FOR"
 """Address of a tracking server that is still starting; whoever started it names it, and the first stage waits."""
 TRACKING_TIMEOUT_S = 120.0
+Input = str | int | None
+RUN_MARK = "{run}"
+"""Stands for Kubeflow's id of the run in a task's inputs: a schedule starts every run with the same inputs."""
 
 
 def stage_function(stage: str) -> Callable[..., Any]:
@@ -61,6 +65,20 @@ def stage_arguments(function: Callable[..., Any], where: str, inputs: dict[str, 
     return arguments
 
 
+def with_run(inputs: Mapping[str, Input]) -> dict[str, Input]:
+    """The inputs of a task with `{run}` replaced by the id of Kubeflow's run.
+
+    Raises:
+        KinoflowError: the pod was not told the id.
+    """
+    texts = {name: value for name, value in inputs.items() if name != "config" and isinstance(value, str)}
+    marked = {name: value for name, value in texts.items() if RUN_MARK in value}
+    run = os.environ.get(RUN_VARIABLE, "")
+    if marked and not run:
+        raise KinoflowError(f"{min(marked)} holds {RUN_MARK}, which only a run of Kubeflow Pipelines can fill in.")
+    return {**inputs, **{name: value.replace(RUN_MARK, run) for name, value in marked.items()}}
+
+
 def run_stage(
     stage: str,
     manifest_path: str,
@@ -85,6 +103,7 @@ def run_stage(
     started_s = time.monotonic()
     _tell(node=node, state="running", inputs=inputs)
     try:
+        inputs = with_run(inputs)
         function = stage_function(stage)
         arguments = stage_arguments(function, node, inputs)
         if "tracking" in arguments and WAIT_VARIABLE in os.environ:

@@ -21,6 +21,7 @@ from pipelines.cluster import Cluster
 from pipelines.config import RunConfig
 from pipelines.following import follow, task_names
 from pipelines.kubeflow import Kubeflow, KubeflowAway, KubeflowError, kubeflow_cron, public
+from pipelines.shell import RUN_MARK
 
 EXIT_CANCELED = 3
 EXIT_UNKNOWN = EXIT_PREEMPTED
@@ -41,6 +42,7 @@ class Submission:
         experiment: of Kubeflow and of MLflow.
         pipeline: name of the pipeline in Kubeflow; every change of the graph becomes a version of it.
         service_account: the pods run as; the server's default when empty.
+        recurring: it is started by a schedule, again and again.
     """
 
     config: RunConfig
@@ -56,15 +58,17 @@ class Submission:
     source_version: str = ""
     pipeline: str = "kinoflow"
     service_account: str = ""
+    recurring: bool = False
 
     def arguments(self) -> dict[str, str]:
-        """The graph's inputs."""
+        """The graph's inputs; every run of a schedule fills in its own id."""
+        name = f"{self.name}-{RUN_MARK}" if self.recurring else self.name
         return {
             "source": self.source,
-            "root": self.root or store.join(self.base, "runs", self.name),
+            "root": self.root or store.join(self.base, "runs", name),
             "objects": self.objects or store.join(self.base, "objects"),
             "latents": self.latents or store.join(self.base, "latents"),
-            "run_name": self.name,
+            "run_name": name,
             "experiment": self.experiment,
             "source_version": self.source_version,
         }
@@ -87,6 +91,11 @@ class Submission:
                 option = "videos" if name == "source" else name
                 raise KinoflowError(f"--{option} {uri}: pods do not see this machine; give an s3:// URI.")
             store.split_s3(uri)
+        if self.recurring and RUN_MARK not in self.arguments()["root"]:
+            raise KinoflowError(
+                f"--root {self.root}: every run of a schedule needs a place of its own; write {RUN_MARK} in it, "
+                "which becomes the run's id."
+            )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ TINY = {
 }
 
 
+PLANTED_SECRET = "planted-hub-token-0815"
+
+
 @dataclass(frozen=True)
 class Finished:
     """A project with one finished run named `tiny`."""
@@ -71,6 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     config = load_run_config("smoke", TINY)
     (project / "tiny.yaml").write_text(config.model_dump_json(), encoding="utf-8")
     environment = {n: v for n, v in os.environ.items() if not n.startswith(("AWS_", "MLFLOW_", "KINOFLOW_"))}
+    environment["HF_TOKEN"] = PLANTED_SECRET
     command = [sys.executable, "-m", "pipelines.cli", "run", "-p", "tiny.yaml", "--name", "tiny", "--base",
                str(project / "out")]  # fmt: skip
     subprocess.run(command, cwd=project, env=environment, check=True)

@@ -10,8 +10,9 @@ import yaml
 
 from components.config import parse
 from components.errors import KinoflowError
-from pipelines.cluster import CREDENTIALS, Cluster, choose_cluster, quantity
+from pipelines.cluster import CREDENTIALS, RUN_VARIABLE, Cluster, choose_cluster, quantity
 from pipelines.config import load_run_config
+from pipelines.shell import with_run
 from pipelines.text_to_video import compile_pipeline
 
 IMAGE = "registry.example/kinoflow-python@sha256:" + "0" * 64
@@ -131,6 +132,17 @@ def test_contradictions_are_one_sentence(given: dict[str, Any], words: str) -> N
     with pytest.raises(KinoflowError, match=words) as refused:
         parse(Cluster, given, "cluster x.yaml")
     assert "cluster x.yaml" in str(refused.value) and "abc" not in str(refused.value)
+
+
+def test_a_run_fills_its_id_into_the_inputs_of_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, pods = compiled(tmp_path, Cluster())
+    wanted = [{"name": RUN_VARIABLE, "fieldPath": "metadata.labels['pipeline/runid']"}]
+    assert all(pod["fieldPathAsEnv"] == wanted for pod in pods.values())
+    inputs: dict[str, str | None] = {"config": "{run}", "out": "s3://b/x-{run}/ingest", "parent": None}
+    with pytest.raises(KinoflowError, match=r"out holds \{run\}"):
+        with_run(inputs)
+    monkeypatch.setenv(RUN_VARIABLE, "4711")
+    assert with_run(inputs) == {"config": "{run}", "out": "s3://b/x-4711/ingest", "parent": None}
 
 
 def test_quantities() -> None:

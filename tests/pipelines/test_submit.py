@@ -124,6 +124,10 @@ def test_a_recurring_run(kfp: KfpServer, kinoflow: Submit) -> None:
     (made,) = kfp.held.recurring.values()
     assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
     assert (made["mode"], made["max_concurrency"], made["no_catchup"]) == ("ENABLE", "1", True)
+    told = made["runtime_config"]["parameters"]
+    assert (told["root"], told["run_name"]) == ("s3://kinoflow/runs/smoke-{run}", "smoke-{run}")
+    shown_again = kinoflow(*arguments("--recurring", "@daily", "--root", "s3://kinoflow/mine"))
+    assert shown_again.code == 1 and "write {run} in it" in shown_again.err
     assert not kfp.held.runs and f"/#/recurringrun/details/{made['recurring_run_id']}" in shown.out
 
 

@@ -42,7 +42,9 @@ def documented(text: str) -> Iterator[Value]:
             elif isinstance(child, yaml.MappingNode) and child.value and not child.flow_style:
                 yield from walk(child, here)
             else:
-                raise ValueError(f"values.yaml, line {key.start_mark.line + 1}: {'.'.join(here)} has no `# --` comment.")
+                raise ValueError(
+                    f"values.yaml, line {key.start_mark.line + 1}: {'.'.join(here)} has no `# --` comment."
+                )
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):
@@ -72,9 +74,11 @@ def readme(folder: Path, schema: dict[str, Any], values: list[Value]) -> str:
     parts = [
         f"# {chart['name']}",
         chart["description"],
-        f"```sh\nhelm install {chart['name']} charts/{chart['name']} --namespace NAMESPACE --values my-values.yaml\n```",
-        f"Kubernetes {chart['kubeVersion'].removesuffix('-0')}. A value that is unknown, of the wrong kind or in "
-        "contradiction to another ends the installation with a sentence.",
+        f"```sh\nhelm install {chart['name']} charts/{chart['name']} -n NAMESPACE --values my-values.yaml\n```",
+        f"Kubernetes {chart['kubeVersion'].removeprefix('>=').removesuffix('.0-0')} or newer. "
+        "A value that is unknown, of the wrong kind or in "
+        "contradiction to another ends the installation with a sentence. Helm merges maps with the defaults: `null` "
+        "removes a key of a default.",
         head.read_text().strip() if head.exists() else "",
         "## Examples, rendered and validated by the tests",
         "\n".join(cases),

@@ -139,8 +139,8 @@ def check(tmp_path: Path, server: str, nvidia_smi: str, looks: int = 2, **change
     chart = {item["name"]: item["value"] for item in pod["containers"][0]["env"] if "value" in item}
     environment = {
         **chart, "NODE_NAME": "gpu-1", "API_SERVER": server, "ACCOUNT_FOLDER": str(tmp_path), "FAILURES": "2",
-        "PERIOD_S": "0", "END_AFTER": str(looks), "HEARTBEAT": str(tmp_path / "heartbeat"), "PATH": f"{tools}:/usr/bin:/bin",
-        **changes,
+        "PERIOD_S": "0", "END_AFTER": str(looks), "HEARTBEAT": str(tmp_path / "heartbeat"),
+        "PATH": f"{tools}:/usr/bin:/bin", **changes,
     }  # fmt: skip
     done = subprocess.run([sys.executable, str(HEALTH)], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
@@ -161,7 +161,10 @@ def test_good_gpus_leave_the_node_alone(tmp_path: Path, api_server: str) -> None
     ("nvidia_smi", "reason"),
     [
         ("echo '0, GPU-a, 1, No, 55'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) has 1 uncorrected memory errors"),
-        ("echo '0, GPU-a, 0, Yes, 55'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) could not remap a row of its memory"),
+        (
+            "echo '0, GPU-a, 0, Yes, 55'; echo '1, GPU-b, 0, No, 55'",
+            "GPU 0 (GPU-a) could not remap a row of its memory",
+        ),
         ("echo '0, GPU-a, 0, No, 99'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) is at 99 C"),
         ("echo '0, GPU-a, 0, No, 55'", "1 of 2 GPUs answer"),
         ("echo 'driver mismatch' >&2; exit 18", "nvidia-smi failed with 18: driver mismatch"),

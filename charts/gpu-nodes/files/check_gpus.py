@@ -93,7 +93,7 @@ def cordon(node_name, faults):
     if node["spec"].get("unschedulable"):
         print(f"{node_name} is already cordoned")
         return
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     reason = {"cordoned": now, "faults": faults}
     request(
         "PATCH",

@@ -38,7 +38,7 @@ def upload(file, destination, keep):
     bucket, _, prefix = destination.removeprefix("s3://").partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     client = boto3.client("s3")
-    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     key = f"{prefix}{stamp}-{file.name}"
     client.upload_file(str(file), bucket, key)
     size = client.head_object(Bucket=bucket, Key=key)["ContentLength"]

@@ -71,6 +71,7 @@ def readme(folder: Path, schema: dict[str, Any], values: list[Value]) -> str:
         for file in sorted((folder / "ci").glob("*-values.yaml"))
     ]
     head = folder / "ABOUT.md"
+    images = [f"* `{value.default}` (`{'.'.join(value.path)}`)" for value in values if _is_image(value)]
     parts = [
         f"# {chart['name']}",
         chart["description"],
@@ -82,11 +83,17 @@ def readme(folder: Path, schema: dict[str, Any], values: list[Value]) -> str:
         head.read_text().strip() if head.exists() else "",
         "## Examples, rendered and validated by the tests",
         "\n".join(cases),
+        "## Images\n\nNothing else is fetched by an installation; mirror these for a cluster without the internet.",
+        "\n".join(images) or "None of its own: those your values name.",
         "## Values",
         "\n".join(["| value | type | default | meaning |", "|---|---|---|---|", *_rows(schema, values)]),
         "*Written by `make charts-docs` from `values.yaml` and `values.schema.json`; edit those.*",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_image(value: Value) -> bool:
+    return value.path[-1].lower().endswith("image") and bool(value.default)
 
 
 def _rows(schema: dict[str, Any], values: list[Value]) -> Iterator[str]:
@@ -116,7 +123,8 @@ def _kind(schema: dict[str, Any], node: dict[str, Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in node["enum"])
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        return {"optionalName": "name or empty", "someLabels": "labels", "size": "size (Mi, Gi, Ti)"}.get(name, name)
+        spoken: dict[str, str] = {"optionalName": "name or empty", "someLabels": "labels", "size": "size (Mi, Gi, Ti)"}
+        return spoken.get(name, str(name))
     if node.get("type") == "array":
         items = node.get("items", {})
         return "list" if "$ref" not in items and "enum" not in items else f"list of {_kind(schema, items)}"

@@ -123,6 +123,15 @@ BY_SENTENCE: list[tuple[str, dict[str, Any], str]] = [
         "username and password",
     ),
     ("platform", {"mlflow": {"database": POSTGRESQL}}, "PostgreSQL server, so networkPolicy.externalCidrs"),
+    (
+        "platform",
+        {
+            "mlflow": {
+                "database": {"kind": "postgresql", "postgresql": {"host": "d", "secret": "d", "sslMode": "verify-ca"}}
+            }
+        },
+        "needs the authority",
+    ),
     ("platform", {"mlflow": {"maxUnavailable": 2}}, "above mlflow.replicas"),
     (
         "platform",

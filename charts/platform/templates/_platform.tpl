@@ -24,7 +24,7 @@
   valueFrom: {secretKeyRef: {name: {{ .secret }}, key: password}}
 - {name: PGSSLMODE, value: {{ .sslMode }}}
 {{- if hasPrefix "verify" .sslMode }}
-- {name: PGSSLROOTCERT, value: system}
+- {name: PGSSLROOTCERT, value: {{ ternary "/database-authority/ca.crt" "system" (ne .caConfigMap "") }}}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -47,9 +47,11 @@
 {{- concat $origins (list "http://localhost:5000" "http://127.0.0.1:5000") | uniq | join "," -}}
 {{- end }}
 
+{{/* DNS: the cluster's own and its cache on each node, which has a fixed link-local address. */}}
 {{- define "platform.dnsEgress" -}}
 - to:
     - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
+    - ipBlock: {cidr: 169.254.20.10/32}
   ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
 {{- end }}
 

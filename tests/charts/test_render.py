@@ -4,10 +4,13 @@ import json
 import re
 from typing import Any
 
+import click
 import helm_python
 import pytest
+import typer
 import yaml
 
+from pipelines.cli import app
 from pipelines.cluster import ADDRESSES, CREDENTIALS, GPU, Cluster
 from tests.charts.rendering import (
     CASES,
@@ -193,7 +196,7 @@ def test_roles_are_small() -> None:
         assert "secrets" not in rule["resources"] or (rule["resourceNames"] and rule["verbs"] == ["get"])
         assert "pods" not in rule["resources"] or not {"create", "delete"} & set(rule["verbs"])
     (rule,) = find(manifests("gpu-nodes", "default"), "ClusterRole", "kinoflow-gpu-health")["rules"]
-    assert rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
+    assert rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "patch"]}
 
 
 def test_taints_of_node_pools_and_flavors_are_tolerated() -> None:
@@ -237,6 +240,11 @@ def test_the_registration_job_runs_the_command_it_says() -> None:
     assert container["command"] == ["kinoflow", "submit"]
     assert container["args"][0] == "--register-only"
     assert f"--image={container['image']}" in container["args"]
+    commands = typer.main.get_command(app)
+    submit = commands.get_command(click.Context(commands), "submit")  # type: ignore[attr-defined]
+    given = submit.make_context("submit", list(container["args"])).params
+    assert given["register_only"] is True
+    assert (given["host"], given["namespace"]) == ("http://ml-pipeline.kubeflow:8888", "team-a")
     assert "Job" not in {each["kind"] for each in manifests("platform", "default")}
 
 

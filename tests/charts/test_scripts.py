@@ -89,22 +89,24 @@ class Node(BaseHTTPRequestHandler):
     """An API server that knows one node."""
 
     node: ClassVar[dict[str, Any]] = {}
+    others: ClassVar[list[Any]] = []
     patches: ClassVar[list[Any]] = []
 
     def do_GET(self) -> None:
-        self._answer()
+        listed = self.path == "/api/v1/nodes?labelSelector=nvidia.com/gpu.present%3Dtrue"
+        self._answer({"items": [self.node, *self.others]} if listed else self.node, listed)
 
     def do_PATCH(self) -> None:
         patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.headers["Content-Type"] == "application/strategic-merge-patch+json"
         self.patches.append(patch)
         self.node["spec"].update(patch["spec"])
-        self._answer()
+        self._answer(self.node)
 
-    def _answer(self) -> None:
-        known = self.path == "/api/v1/nodes/gpu-1" and self.headers["Authorization"] == "Bearer token-of-the-pod"
-        body = json.dumps(self.node).encode()
-        self.send_response(200 if known else 403)
+    def _answer(self, content: Any, listed: bool = False) -> None:
+        known = listed or self.path == "/api/v1/nodes/gpu-1"
+        body = json.dumps(content).encode()
+        self.send_response(200 if known and self.headers["Authorization"] == "Bearer token-of-the-pod" else 403)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -116,7 +118,7 @@ class Node(BaseHTTPRequestHandler):
 @pytest.fixture
 def api_server() -> Iterator[str]:
     Node.node = {"metadata": {"name": "gpu-1", "labels": {"nvidia.com/gpu.count": "2"}}, "spec": {}}
-    Node.patches = []
+    Node.patches, Node.others = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Node)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -168,7 +170,6 @@ def test_good_gpus_leave_the_node_alone(tmp_path: Path, api_server: str) -> None
         ("echo '0, GPU-a, 0, No, 99'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) is at 99 C"),
         ("echo '0, GPU-a, 0, No, 55'", "1 of 2 GPUs answer"),
         ("echo 'driver mismatch' >&2; exit 18", "nvidia-smi failed with 18: driver mismatch"),
-        ("", "nvidia-smi is missing: the driver or NVIDIA's runtime is not set up on this node"),
     ],
 )
 def test_bad_gpus_cordon_the_node_once_with_the_reason(
@@ -187,6 +188,27 @@ def test_one_bad_look_or_a_report_only_check_cordons_nothing(tmp_path: Path, api
     check(tmp_path, api_server, bad, looks=1)
     said = check(tmp_path, api_server, bad, looks=3, CORDON="false")
     assert "would be cordoned, but CORDON is false" in said
+    assert Node.patches == []
+
+
+def test_what_fails_everywhere_cordons_no_more_nodes_than_allowed(tmp_path: Path, api_server: str) -> None:
+    by_check = {"annotations": {"kinoflow.io/gpu-health": "{}"}}
+    by_hand, uncordoned = {"unschedulable": True}, {}
+    Node.others = [
+        {"metadata": {"name": "gpu-2", **by_check}, "spec": {"unschedulable": True}},
+        {"metadata": {"name": "gpu-3"}, "spec": by_hand},
+        {"metadata": {"name": "gpu-4", **by_check}, "spec": uncordoned},
+    ]
+    said = check(tmp_path, api_server, "exit 9", looks=2, MAX_CORDONED="1")
+    assert "gpu-1 stays in use, because 1 nodes are cordoned already: gpu-2" in said
+    assert Node.patches == []
+    check(tmp_path, api_server, "exit 9", looks=2)
+    assert len(Node.patches) == 1
+
+
+def test_a_node_without_nvidias_runtime_is_reported_and_left_alone(tmp_path: Path, api_server: str) -> None:
+    said = check(tmp_path, api_server, "", looks=4)
+    assert "Nothing can be said about the GPUs" in said
     assert Node.patches == []
 
 

@@ -189,6 +189,21 @@ def test_an_external_store_is_reached_by_address_and_port() -> None:
     assert {"to": [{"ipBlock": {"cidr": "52.219.0.0/16"}}], "ports": [{"port": 443}]} in exits
 
 
+def test_the_clouds_metadata_service_is_out_of_reach() -> None:
+    for chart, name in (("workspace", "kinoflow-needed"), ("gpu-nodes", "kinoflow-gpu-health")):
+        exits = find(manifests(chart, "default"), "NetworkPolicy", name)["spec"]["egress"]
+        blocks = [to["ipBlock"] for rule in exits for to in rule["to"] if "ipBlock" in to]
+        wide = [block for block in blocks if block["cidr"] == "0.0.0.0/0"]
+        assert wide
+        assert all(block["except"] == ["169.254.169.254/32"] for block in wide)
+
+
+def test_pods_get_the_scripts_that_the_tests_run() -> None:
+    for chart, name in (("platform", "kinoflow-scripts"), ("gpu-nodes", "kinoflow-gpu-health")):
+        for file, text in find(manifests(chart, "default"), "ConfigMap", name)["data"].items():
+            assert text.rstrip() == (CHARTS_FOLDER / chart / "files" / file).read_text().rstrip()
+
+
 def test_roles_are_small() -> None:
     rules = find(manifests("workspace", "default"), "Role", "kinoflow")["rules"]
     for rule in rules:

@@ -23,6 +23,7 @@ from tests.conftest import S3Server
 
 BUCKETS = CHARTS_FOLDER / "platform" / "files" / "make_buckets.py"
 BACKUP = CHARTS_FOLDER / "platform" / "files" / "backup.py"
+RESTORE = CHARTS_FOLDER / "platform" / "files" / "restore.py"
 HEALTH = CHARTS_FOLDER / "gpu-nodes" / "files" / "check_gpus.py"
 
 
@@ -74,6 +75,41 @@ def test_a_backup_holds_a_database_that_is_being_written_and_old_ones_go(s3_serv
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
 
 
+def test_a_copy_is_brought_back_and_the_old_database_kept(s3_server: S3Server, tmp_path: Path) -> None:
+    prefix = f"{s3_server.bucket()}/backups"
+    database = tmp_path / "mlflow.db"
+    away = run_script(RESTORE, prefix, str(database))
+    assert (away.returncode, "There is no copy below" in away.stderr) == (1, True)
+    for name in ("first", "second"):
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS runs (name TEXT)")
+            connection.execute("INSERT INTO runs VALUES (?)", (name,))
+            connection.commit()
+        assert run_script(BACKUP, str(database), prefix, "9").returncode == 0
+
+    def runs(file: Path) -> int:
+        with closing(sqlite3.connect(file)) as connection:
+            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+    bucket = prefix.removeprefix("s3://").partition("/")[0]
+    first = min(item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"])
+    assert run_script(RESTORE, prefix, str(database), first.removeprefix("backups/")).returncode == 0
+    assert (runs(database), runs(tmp_path / "mlflow.before-restore")) == (1, 2)
+    assert run_script(RESTORE, prefix, str(database), "").returncode == 0
+    assert runs(database) == 2
+    unknown = run_script(RESTORE, prefix, str(database), "20200101T000000.000000Z-mlflow.db.gz")
+    assert (unknown.returncode, first.removeprefix("backups/") in unknown.stderr) == (1, True)
+
+    broken = gzip.compress(b"SQLite format 3\0" + b"rubbish" * 2000)
+    boto3.client("s3").put_object(Bucket=bucket, Key="backups/99990101T000000.000000Z-mlflow.db.gz", Body=broken)
+    damaged = run_script(RESTORE, prefix, str(database))
+    assert (damaged.returncode, "The copy is damaged" in damaged.stderr) == (1, True)
+    assert runs(database) == 2
+    database.write_bytes(b"SQLite format 3\0" + b"rubbish" * 2000)
+    refused = run_script(BACKUP, str(database), prefix, "1")
+    assert (refused.returncode, "Nothing was uploaded" in refused.stderr) == (1, True)
+
+
 def test_a_dump_is_uploaded_as_it_is_and_a_missing_one_is_an_error(s3_server: S3Server, tmp_path: Path) -> None:
     bucket = s3_server.bucket().removeprefix("s3://")
     dump = tmp_path / "mlflow.dump"
@@ -83,6 +119,10 @@ def test_a_dump_is_uploaded_as_it_is_and_a_missing_one_is_an_error(s3_server: S3
     (item,) = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
     assert item["Key"].startswith("deep/prefix/")
     assert item["Size"] == 5
+    back = tmp_path / "scratch" / "mlflow.dump"
+    back.parent.mkdir()
+    assert run_script(RESTORE, f"s3://{bucket}/deep/prefix", str(back)).returncode == 0
+    assert back.read_bytes() == b"PGDMP"
 
 
 class Node(BaseHTTPRequestHandler):

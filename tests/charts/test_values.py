@@ -55,6 +55,7 @@ BY_SCHEMA: list[tuple[str, str, object]] = [
     ("platform", "store.maxUnavailable", 2),
     ("platform", "backup.schedule", "every night"),
     ("platform", "backup.keep", 0),
+    ("platform", "backup.restoreFrom", "../newest"),
     ("platform", "backup.destination", "file:///backups"),
     ("platform", "registration.image", "registry.example.org/kinoflow:1"),
     ("platform", "registration.host", "ml-pipeline:8888"),

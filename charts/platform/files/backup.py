@@ -22,6 +22,8 @@ def snapshot(database, folder):
     try:
         source.backup(target)
         verdict = target.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        verdict = error
     finally:
         source.close()
         target.close()

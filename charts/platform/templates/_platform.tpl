@@ -29,6 +29,29 @@
 {{- end }}
 {{- end }}
 
+{{/* Fetches a copy: onto SQLite's volume, or beside pg_restore. */}}
+{{- define "platform.restoreContainer" -}}
+{{- $sqlite := eq .Values.mlflow.database.kind "sqlite" -}}
+- name: restore
+  image: {{ .Values.mlflow.image }}
+  command: [python, /scripts/restore.py]
+  args:
+    - {{ .Values.backup.destination }}
+    - {{ ternary "/data/mlflow.db" "/scratch/mlflow.dump" $sqlite }}
+    - {{ .Values.backup.restoreFrom | quote }}
+  env:
+    - {name: HOME, value: /scratch}
+    {{- include "platform.storeEnvironment" . | nindent 4 }}
+  resources: {{- toYaml .Values.backup.resources | nindent 4 }}
+  securityContext: {{- include "kinoflow.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: scratch, mountPath: /scratch}
+    - {name: scripts, mountPath: /scripts, readOnly: true}
+    {{- if $sqlite }}
+    - {name: data, mountPath: /data}
+    {{- end }}
+{{- end }}
+
 {{/* Names a client can reach MLflow under; with a port and without, as the Host header may hold either. */}}
 {{- define "platform.allowedHosts" -}}
 {{- $ns := .Release.Namespace -}}

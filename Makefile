@@ -15,7 +15,7 @@ COLOSSALAI_READY := $(COLOSSALAI_VENV)/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui data data-version repro pipeline test test-colossalai lint bench clean
+.PHONY: help setup demo ui data data-version repro pipeline test test-colossalai lint bench charts-docs clean
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ lint: $(READY) ## Style, types and import rules
 
 bench: $(READY) ## Measure speed (BENCH="network buckets")
 	$(BIN)/python -m tests.benchmarks $(BENCH)
+
+charts-docs: $(READY) ## Write the charts' READMEs from their values.yaml
+	$(BIN)/python charts/document.py
 
 ##@ House
 setup: $(READY) ## Install everything into .venv

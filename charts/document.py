@@ -42,7 +42,9 @@ def documented(text: str) -> Iterator[Value]:
             elif isinstance(child, yaml.MappingNode) and child.value and not child.flow_style:
                 yield from walk(child, here)
             else:
-                raise ValueError(f"values.yaml, line {key.start_mark.line + 1}: {'.'.join(here)} has no `# --` comment.")
+                raise ValueError(
+                    f"values.yaml, line {key.start_mark.line + 1}: {'.'.join(here)} has no `# --` comment."
+                )
 
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     if not isinstance(root, yaml.MappingNode):
@@ -69,20 +71,29 @@ def readme(folder: Path, schema: dict[str, Any], values: list[Value]) -> str:
         for file in sorted((folder / "ci").glob("*-values.yaml"))
     ]
     head = folder / "ABOUT.md"
+    images = [f"* `{value.default}` (`{'.'.join(value.path)}`)" for value in values if _is_image(value)]
     parts = [
         f"# {chart['name']}",
         chart["description"],
-        f"```sh\nhelm install {chart['name']} charts/{chart['name']} --namespace NAMESPACE --values my-values.yaml\n```",
-        f"Kubernetes {chart['kubeVersion'].removesuffix('-0')}. A value that is unknown, of the wrong kind or in "
-        "contradiction to another ends the installation with a sentence.",
+        f"```sh\nhelm install {chart['name']} charts/{chart['name']} -n NAMESPACE --values my-values.yaml\n```",
+        f"Kubernetes {chart['kubeVersion'].removeprefix('>=').removesuffix('.0-0')} or newer. "
+        "A value that is unknown, of the wrong kind or in "
+        "contradiction to another ends the installation with a sentence. Helm merges maps with the defaults: `null` "
+        "removes a key of a default.",
         head.read_text().strip() if head.exists() else "",
         "## Examples, rendered and validated by the tests",
         "\n".join(cases),
+        "## Images\n\nNothing else is fetched by an installation; mirror these for a cluster without the internet.",
+        "\n".join(images) or "None of its own: those your values name.",
         "## Values",
         "\n".join(["| value | type | default | meaning |", "|---|---|---|---|", *_rows(schema, values)]),
         "*Written by `make charts-docs` from `values.yaml` and `values.schema.json`; edit those.*",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _is_image(value: Value) -> bool:
+    return value.path[-1].lower().endswith("image") and bool(value.default)
 
 
 def _rows(schema: dict[str, Any], values: list[Value]) -> Iterator[str]:
@@ -112,7 +123,8 @@ def _kind(schema: dict[str, Any], node: dict[str, Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in node["enum"])
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        return {"optionalName": "name or empty", "someLabels": "labels", "size": "size (Mi, Gi, Ti)"}.get(name, name)
+        spoken: dict[str, str] = {"optionalName": "name or empty", "someLabels": "labels", "size": "size (Mi, Gi, Ti)"}
+        return spoken.get(name, str(name))
     if node.get("type") == "array":
         items = node.get("items", {})
         return "list" if "$ref" not in items and "enum" not in items else f"list of {_kind(schema, items)}"

@@ -4,10 +4,13 @@ import json
 import re
 from typing import Any
 
+import click
 import helm_python
 import pytest
+import typer
 import yaml
 
+from pipelines.cli import app
 from pipelines.cluster import ADDRESSES, CREDENTIALS, GPU, Cluster
 from tests.charts.rendering import (
     CASES,
@@ -110,7 +113,7 @@ def test_what_pods_name_exists_and_services_select_pods(chart: str, case: str) -
     for pod in pods:
         assert ("ServiceAccount", pod["spec"]["serviceAccountName"]) in have
         for volume in pod["spec"].get("volumes", []):
-            if "configMap" in volume:
+            if "configMap" in volume and volume["name"] != "authority":  # of the values, as secrets are
                 assert ("ConfigMap", volume["configMap"]["name"]) in have
             if "persistentVolumeClaim" in volume:
                 assert ("PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]) in have
@@ -186,6 +189,21 @@ def test_an_external_store_is_reached_by_address_and_port() -> None:
     assert {"to": [{"ipBlock": {"cidr": "52.219.0.0/16"}}], "ports": [{"port": 443}]} in exits
 
 
+def test_the_clouds_metadata_service_is_out_of_reach() -> None:
+    for chart, name in (("workspace", "kinoflow-needed"), ("gpu-nodes", "kinoflow-gpu-health")):
+        exits = find(manifests(chart, "default"), "NetworkPolicy", name)["spec"]["egress"]
+        blocks = [to["ipBlock"] for rule in exits for to in rule["to"] if "ipBlock" in to]
+        wide = [block for block in blocks if block["cidr"] == "0.0.0.0/0"]
+        assert wide
+        assert all(block["except"] == ["169.254.169.254/32"] for block in wide)
+
+
+def test_pods_get_the_scripts_that_the_tests_run() -> None:
+    for chart, name in (("platform", "kinoflow-scripts"), ("gpu-nodes", "kinoflow-gpu-health")):
+        for file, text in find(manifests(chart, "default"), "ConfigMap", name)["data"].items():
+            assert text.rstrip() == (CHARTS_FOLDER / chart / "files" / file).read_text().rstrip()
+
+
 def test_roles_are_small() -> None:
     rules = find(manifests("workspace", "default"), "Role", "kinoflow")["rules"]
     for rule in rules:
@@ -193,7 +211,7 @@ def test_roles_are_small() -> None:
         assert "secrets" not in rule["resources"] or (rule["resourceNames"] and rule["verbs"] == ["get"])
         assert "pods" not in rule["resources"] or not {"create", "delete"} & set(rule["verbs"])
     (rule,) = find(manifests("gpu-nodes", "default"), "ClusterRole", "kinoflow-gpu-health")["rules"]
-    assert rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "patch"]}
+    assert rule == {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "patch"]}
 
 
 def test_taints_of_node_pools_and_flavors_are_tolerated() -> None:
@@ -237,6 +255,11 @@ def test_the_registration_job_runs_the_command_it_says() -> None:
     assert container["command"] == ["kinoflow", "submit"]
     assert container["args"][0] == "--register-only"
     assert f"--image={container['image']}" in container["args"]
+    commands = typer.main.get_command(app)
+    submit = commands.get_command(click.Context(commands), "submit")  # type: ignore[attr-defined]
+    given = submit.make_context("submit", list(container["args"])).params
+    assert given["register_only"] is True
+    assert (given["host"], given["namespace"]) == ("http://ml-pipeline.kubeflow:8888", "team-a")
     assert "Job" not in {each["kind"] for each in manifests("platform", "default")}
 
 

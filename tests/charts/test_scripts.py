@@ -23,6 +23,7 @@ from tests.conftest import S3Server
 
 BUCKETS = CHARTS_FOLDER / "platform" / "files" / "make_buckets.py"
 BACKUP = CHARTS_FOLDER / "platform" / "files" / "backup.py"
+RESTORE = CHARTS_FOLDER / "platform" / "files" / "restore.py"
 HEALTH = CHARTS_FOLDER / "gpu-nodes" / "files" / "check_gpus.py"
 
 
@@ -74,6 +75,41 @@ def test_a_backup_holds_a_database_that_is_being_written_and_old_ones_go(s3_serv
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (3,)
 
 
+def test_a_copy_is_brought_back_and_the_old_database_kept(s3_server: S3Server, tmp_path: Path) -> None:
+    prefix = f"{s3_server.bucket()}/backups"
+    database = tmp_path / "mlflow.db"
+    away = run_script(RESTORE, prefix, str(database))
+    assert (away.returncode, "There is no copy below" in away.stderr) == (1, True)
+    for name in ("first", "second"):
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS runs (name TEXT)")
+            connection.execute("INSERT INTO runs VALUES (?)", (name,))
+            connection.commit()
+        assert run_script(BACKUP, str(database), prefix, "9").returncode == 0
+
+    def runs(file: Path) -> int:
+        with closing(sqlite3.connect(file)) as connection:
+            return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
+
+    bucket = prefix.removeprefix("s3://").partition("/")[0]
+    first = min(item["Key"] for item in boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"])
+    assert run_script(RESTORE, prefix, str(database), first.removeprefix("backups/")).returncode == 0
+    assert (runs(database), runs(tmp_path / "mlflow.before-restore")) == (1, 2)
+    assert run_script(RESTORE, prefix, str(database), "").returncode == 0
+    assert runs(database) == 2
+    unknown = run_script(RESTORE, prefix, str(database), "20200101T000000.000000Z-mlflow.db.gz")
+    assert (unknown.returncode, first.removeprefix("backups/") in unknown.stderr) == (1, True)
+
+    broken = gzip.compress(b"SQLite format 3\0" + b"rubbish" * 2000)
+    boto3.client("s3").put_object(Bucket=bucket, Key="backups/99990101T000000.000000Z-mlflow.db.gz", Body=broken)
+    damaged = run_script(RESTORE, prefix, str(database))
+    assert (damaged.returncode, "The copy is damaged" in damaged.stderr) == (1, True)
+    assert runs(database) == 2
+    database.write_bytes(b"SQLite format 3\0" + b"rubbish" * 2000)
+    refused = run_script(BACKUP, str(database), prefix, "1")
+    assert (refused.returncode, "Nothing was uploaded" in refused.stderr) == (1, True)
+
+
 def test_a_dump_is_uploaded_as_it_is_and_a_missing_one_is_an_error(s3_server: S3Server, tmp_path: Path) -> None:
     bucket = s3_server.bucket().removeprefix("s3://")
     dump = tmp_path / "mlflow.dump"
@@ -83,28 +119,34 @@ def test_a_dump_is_uploaded_as_it_is_and_a_missing_one_is_an_error(s3_server: S3
     (item,) = boto3.client("s3").list_objects_v2(Bucket=bucket)["Contents"]
     assert item["Key"].startswith("deep/prefix/")
     assert item["Size"] == 5
+    back = tmp_path / "scratch" / "mlflow.dump"
+    back.parent.mkdir()
+    assert run_script(RESTORE, f"s3://{bucket}/deep/prefix", str(back)).returncode == 0
+    assert back.read_bytes() == b"PGDMP"
 
 
 class Node(BaseHTTPRequestHandler):
     """An API server that knows one node."""
 
     node: ClassVar[dict[str, Any]] = {}
+    others: ClassVar[list[Any]] = []
     patches: ClassVar[list[Any]] = []
 
     def do_GET(self) -> None:
-        self._answer()
+        listed = self.path == "/api/v1/nodes?labelSelector=nvidia.com/gpu.present%3Dtrue"
+        self._answer({"items": [self.node, *self.others]} if listed else self.node, listed)
 
     def do_PATCH(self) -> None:
         patch = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert self.headers["Content-Type"] == "application/strategic-merge-patch+json"
         self.patches.append(patch)
         self.node["spec"].update(patch["spec"])
-        self._answer()
+        self._answer(self.node)
 
-    def _answer(self) -> None:
-        known = self.path == "/api/v1/nodes/gpu-1" and self.headers["Authorization"] == "Bearer token-of-the-pod"
-        body = json.dumps(self.node).encode()
-        self.send_response(200 if known else 403)
+    def _answer(self, content: Any, listed: bool = False) -> None:
+        known = listed or self.path == "/api/v1/nodes/gpu-1"
+        body = json.dumps(content).encode()
+        self.send_response(200 if known and self.headers["Authorization"] == "Bearer token-of-the-pod" else 403)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -116,7 +158,7 @@ class Node(BaseHTTPRequestHandler):
 @pytest.fixture
 def api_server() -> Iterator[str]:
     Node.node = {"metadata": {"name": "gpu-1", "labels": {"nvidia.com/gpu.count": "2"}}, "spec": {}}
-    Node.patches = []
+    Node.patches, Node.others = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Node)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -139,8 +181,8 @@ def check(tmp_path: Path, server: str, nvidia_smi: str, looks: int = 2, **change
     chart = {item["name"]: item["value"] for item in pod["containers"][0]["env"] if "value" in item}
     environment = {
         **chart, "NODE_NAME": "gpu-1", "API_SERVER": server, "ACCOUNT_FOLDER": str(tmp_path), "FAILURES": "2",
-        "PERIOD_S": "0", "END_AFTER": str(looks), "HEARTBEAT": str(tmp_path / "heartbeat"), "PATH": f"{tools}:/usr/bin:/bin",
-        **changes,
+        "PERIOD_S": "0", "END_AFTER": str(looks), "HEARTBEAT": str(tmp_path / "heartbeat"),
+        "PATH": f"{tools}:/usr/bin:/bin", **changes,
     }  # fmt: skip
     done = subprocess.run([sys.executable, str(HEALTH)], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 0, done.stderr
@@ -161,11 +203,13 @@ def test_good_gpus_leave_the_node_alone(tmp_path: Path, api_server: str) -> None
     ("nvidia_smi", "reason"),
     [
         ("echo '0, GPU-a, 1, No, 55'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) has 1 uncorrected memory errors"),
-        ("echo '0, GPU-a, 0, Yes, 55'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) could not remap a row of its memory"),
+        (
+            "echo '0, GPU-a, 0, Yes, 55'; echo '1, GPU-b, 0, No, 55'",
+            "GPU 0 (GPU-a) could not remap a row of its memory",
+        ),
         ("echo '0, GPU-a, 0, No, 99'; echo '1, GPU-b, 0, No, 55'", "GPU 0 (GPU-a) is at 99 C"),
         ("echo '0, GPU-a, 0, No, 55'", "1 of 2 GPUs answer"),
         ("echo 'driver mismatch' >&2; exit 18", "nvidia-smi failed with 18: driver mismatch"),
-        ("", "nvidia-smi is missing: the driver or NVIDIA's runtime is not set up on this node"),
     ],
 )
 def test_bad_gpus_cordon_the_node_once_with_the_reason(
@@ -184,6 +228,27 @@ def test_one_bad_look_or_a_report_only_check_cordons_nothing(tmp_path: Path, api
     check(tmp_path, api_server, bad, looks=1)
     said = check(tmp_path, api_server, bad, looks=3, CORDON="false")
     assert "would be cordoned, but CORDON is false" in said
+    assert Node.patches == []
+
+
+def test_what_fails_everywhere_cordons_no_more_nodes_than_allowed(tmp_path: Path, api_server: str) -> None:
+    by_check = {"annotations": {"kinoflow.io/gpu-health": "{}"}}
+    by_hand, uncordoned = {"unschedulable": True}, {}
+    Node.others = [
+        {"metadata": {"name": "gpu-2", **by_check}, "spec": {"unschedulable": True}},
+        {"metadata": {"name": "gpu-3"}, "spec": by_hand},
+        {"metadata": {"name": "gpu-4", **by_check}, "spec": uncordoned},
+    ]
+    said = check(tmp_path, api_server, "exit 9", looks=2, MAX_CORDONED="1")
+    assert "gpu-1 stays in use, because 1 nodes are cordoned already: gpu-2" in said
+    assert Node.patches == []
+    check(tmp_path, api_server, "exit 9", looks=2)
+    assert len(Node.patches) == 1
+
+
+def test_a_node_without_nvidias_runtime_is_reported_and_left_alone(tmp_path: Path, api_server: str) -> None:
+    said = check(tmp_path, api_server, "", looks=4)
+    assert "Nothing can be said about the GPUs" in said
     assert Node.patches == []
 
 

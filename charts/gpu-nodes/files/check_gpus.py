@@ -1,10 +1,10 @@
 """Look at the GPUs of this node again and again; cordon the node when they are bad several times in a row.
 
 Only the standard library and the driver's own nvidia-smi are used. A cordoned node keeps its running pods; nothing
-here ever uncordons one: a person does, after looking.
+here ever uncordons one: a person does, after looking. A fault of the whole cluster, such as a driver upgrade gone
+wrong, looks like bad GPUs everywhere: no more than MAX_CORDONED nodes are ever cordoned.
 """
 
-import datetime
 import json
 import os
 import pathlib
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 FIELDS = ("index", "uuid", "ecc.errors.uncorrected.volatile.total", "remapped_rows.failure", "temperature.gpu")
@@ -26,8 +27,6 @@ def find_faults(max_errors, max_temperature_c, expected):
     command = ["nvidia-smi", f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S)
-    except FileNotFoundError:
-        return ["nvidia-smi is missing: the driver or NVIDIA's runtime is not set up on this node"]
     except subprocess.TimeoutExpired:
         return [f"nvidia-smi did not answer within {NVIDIA_SMI_TIMEOUT_S} s: the driver hangs"]
     if answer.returncode:
@@ -87,13 +86,28 @@ def gpus_of(node):
     return int(count) if count and count.isdigit() else None
 
 
+def cordoned_nodes():
+    """Names of the GPU nodes that this check has cordoned and nobody has uncordoned."""
+    selector = urllib.parse.quote(os.environ["NODE_SELECTOR"])
+    nodes = request("GET", f"/api/v1/nodes?labelSelector={selector}")["items"]
+    return [
+        node["metadata"]["name"]
+        for node in nodes
+        if node["spec"].get("unschedulable") and ANNOTATION in node["metadata"].get("annotations", {})
+    ]
+
+
 def cordon(node_name, faults):
-    """Mark the node unschedulable and say why, unless it is already."""
+    """Mark the node unschedulable and say why, unless it is already or too many others are."""
     node = request("GET", f"/api/v1/nodes/{node_name}")
     if node["spec"].get("unschedulable"):
         print(f"{node_name} is already cordoned")
         return
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    others = cordoned_nodes()
+    if len(others) >= int(os.environ["MAX_CORDONED"]):
+        print(f"{node_name} stays in use, because {len(others)} nodes are cordoned already: {', '.join(others)}")
+        return
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     reason = {"cordoned": now, "faults": faults}
     request(
         "PATCH",
@@ -124,6 +138,8 @@ def main():
                 cordon(node_name, faults)
             elif bad == needed:
                 print(f"{node_name} would be cordoned, but CORDON is false")
+        except FileNotFoundError as error:
+            print(f"Nothing can be said about the GPUs: {error}. Is NVIDIA's runtime set up here?", file=sys.stderr)
         except (urllib.error.URLError, OSError, KeyError, ValueError) as error:
             print(f"The API server could not be asked: {error}", file=sys.stderr)
         pathlib.Path(os.environ["HEARTBEAT"]).write_text(str(time.time()))

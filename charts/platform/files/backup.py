@@ -3,13 +3,13 @@
 Arguments: the SQLite database or a dump of PostgreSQL, the s3:// prefix of the copies, how many copies to keep.
 """
 
-import datetime
 import gzip
 import pathlib
 import shutil
 import sqlite3
 import sys
 import tempfile
+import time
 
 import boto3
 
@@ -22,6 +22,8 @@ def snapshot(database, folder):
     try:
         source.backup(target)
         verdict = target.execute("PRAGMA integrity_check").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        verdict = error
     finally:
         source.close()
         target.close()
@@ -38,7 +40,8 @@ def upload(file, destination, keep):
     bucket, _, prefix = destination.removeprefix("s3://").partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
     client = boto3.client("s3")
-    stamp = datetime.datetime.now(datetime.timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+    now_ns = time.time_ns()
+    stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(now_ns // 10**9)) + f".{now_ns // 1000 % 10**6:06d}Z"
     key = f"{prefix}{stamp}-{file.name}"
     client.upload_file(str(file), bucket, key)
     size = client.head_object(Bucket=bucket, Key=key)["ContentLength"]

@@ -5,6 +5,7 @@ import sys
 import time
 
 import boto3
+import botocore.config
 import botocore.exceptions
 
 WAIT_S = float(os.environ.get("STORE_WAIT_S", "300"))
@@ -12,7 +13,8 @@ WAIT_S = float(os.environ.get("STORE_WAIT_S", "300"))
 
 def main(buckets):
     """Wait for the store, then make what is missing."""
-    client = boto3.client("s3")
+    once = botocore.config.Config(connect_timeout=10, retries={"total_max_attempts": 1})
+    client = boto3.client("s3", config=once)
     deadline = time.monotonic() + WAIT_S
     while True:
         try:

@@ -24,9 +24,32 @@
   valueFrom: {secretKeyRef: {name: {{ .secret }}, key: password}}
 - {name: PGSSLMODE, value: {{ .sslMode }}}
 {{- if hasPrefix "verify" .sslMode }}
-- {name: PGSSLROOTCERT, value: system}
+- {name: PGSSLROOTCERT, value: {{ ternary "/database-authority/ca.crt" "system" (ne .caConfigMap "") }}}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{/* Fetches a copy: onto SQLite's volume, or beside pg_restore. */}}
+{{- define "platform.restoreContainer" -}}
+{{- $sqlite := eq .Values.mlflow.database.kind "sqlite" -}}
+- name: restore
+  image: {{ .Values.mlflow.image }}
+  command: [python, /scripts/restore.py]
+  args:
+    - {{ .Values.backup.destination }}
+    - {{ ternary "/data/mlflow.db" "/scratch/mlflow.dump" $sqlite }}
+    - {{ .Values.backup.restoreFrom | quote }}
+  env:
+    - {name: HOME, value: /scratch}
+    {{- include "platform.storeEnvironment" . | nindent 4 }}
+  resources: {{- toYaml .Values.backup.resources | nindent 4 }}
+  securityContext: {{- include "kinoflow.containerSecurity" . | nindent 4 }}
+  volumeMounts:
+    - {name: scratch, mountPath: /scratch}
+    - {name: scripts, mountPath: /scripts, readOnly: true}
+    {{- if $sqlite }}
+    - {name: data, mountPath: /data}
+    {{- end }}
 {{- end }}
 
 {{/* Names a client can reach MLflow under; with a port and without, as the Host header may hold either. */}}
@@ -47,9 +70,11 @@
 {{- concat $origins (list "http://localhost:5000" "http://127.0.0.1:5000") | uniq | join "," -}}
 {{- end }}
 
+{{/* DNS: the cluster's own and its cache on each node, which has a fixed link-local address. */}}
 {{- define "platform.dnsEgress" -}}
 - to:
     - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: kube-system}}
+    - ipBlock: {cidr: 169.254.20.10/32}
   ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
 {{- end }}
 

@@ -225,15 +225,16 @@ class _Looks:
     Attributes:
         contrast: (n,) levels.
         colour: (n, 3) mean luma and colour differences, levels.
-        pattern: (n, 21) lowest frequencies of the mean picture without its mean colour, over the contrast; the
-            distance of two is at most the root mean square difference of the pictures.
+        left, right: (n, 23) lowest frequencies of the mean picture without its mean colour, over the contrast, and two
+            more numbers: a row of one times a row of the other is half of what `MAX_PATTERN_DISTANCE` squared leaves
+            above the squared distance of the frequencies.
     """
 
     def __init__(self, windows: NDArray[np.uint8]) -> None:
         count = len(windows)
         self.contrast = np.empty(count, np.float64)
         self.colour = np.empty((count, 3), np.float64)
-        self.pattern = np.empty((count, 21), np.float32)
+        self.left, self.right = (np.ones((count, 23), np.float32) for _ in range(2))
         to_colour, to_pattern = _frequencies()
         middle = slice(NUM_WINDOWS // 4, NUM_WINDOWS - NUM_WINDOWS // 4)
         for start in range(0, count, PAIRS_AT_ONCE):
@@ -241,19 +242,20 @@ class _Looks:
             rows, mean = slice(start, start + len(some)), some[:, middle].mean(axis=1)
             self.contrast[rows] = _contrast(some)
             self.colour[rows] = mean @ to_colour
-            self.pattern[rows] = (mean @ to_pattern) / np.maximum(self.contrast[rows, None], MIN_CONTRAST)
+            pattern = (mean @ to_pattern) / np.maximum(self.contrast[rows, None], MIN_CONTRAST)
+            self.left[rows, :-2] = self.right[rows, :-2] = pattern
+            self.left[rows, -1] = self.right[rows, -2] = MAX_PATTERN_DISTANCE**2 / 4 - (pattern**2).sum(axis=1) / 2
 
     def similar(self, rows: Pairs, columns: Pairs, length: NDArray[np.float64]) -> Iterator[Pairs]:
         """Pairs of a clip of one cell and a clip of another, or of the same, that are similar in every respect."""
         for start in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[start : start + ROWS_AT_ONCE]
-            ones, others = self.pattern[some], self.pattern[columns]
-            squares = (ones**2).sum(1)[:, None] + (others**2).sum(1)[None] - 2 * ones @ others.T
-            close = squares <= MAX_PATTERN_DISTANCE**2
+            nearness = self.left[some] @ self.right[columns].T
+            close = nearness >= 0
             if rows is columns:
                 close &= some[:, None] < columns[None]
             if close.any():
-                row, column = _uncrowded(close, squares)
+                row, column = _uncrowded(close, nearness)
                 pairs = np.sort(np.stack([some[row], columns[column]], axis=1), axis=1)
                 yield pairs[self._fit(pairs, length)]
 
@@ -266,15 +268,15 @@ class _Looks:
         return fits
 
 
-def _uncrowded(close: NDArray[np.bool_], squares: Float) -> tuple[Pairs, Pairs]:
-    """Where `close` holds; in a row where it holds more than `CROWD` times, the first and the closest of them only."""
+def _uncrowded(close: NDArray[np.bool_], nearness: Float) -> tuple[Pairs, Pairs]:
+    """Where `close` holds; in a row where it holds more than `CROWD` times, the first and the nearest of them only."""
     crowded = np.flatnonzero(close.sum(axis=1) > CROWD)
     if len(crowded):
         first = np.cumsum(close[crowded], axis=1) <= CROWD // 2
-        distances = np.where(close[crowded], squares[crowded], np.inf)
-        closest = np.zeros_like(first)
-        np.put_along_axis(closest, np.argpartition(distances, CROWD // 2, axis=1)[:, : CROWD // 2], True, axis=1)
-        close[crowded] &= first | closest
+        distances = np.where(close[crowded], -nearness[crowded], np.inf)
+        nearest = np.zeros_like(first)
+        np.put_along_axis(nearest, np.argpartition(distances, CROWD // 2, axis=1)[:, : CROWD // 2], True, axis=1)
+        close[crowded] &= first | nearest
     rows, columns = np.nonzero(close)
     return rows, columns
 

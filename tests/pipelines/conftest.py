@@ -52,18 +52,21 @@ class Finished:
         return {prefix: manifest.load(store.join(self.request.root, prefix)).digest for prefix in prefixes}
 
 
-def tracked_datasets(database: Path, run_ids: list[str]) -> list[tuple[str, list[str]]]:
-    """Of each MLflow run, the tag with the dataset's digest and the digests of its dataset inputs."""
+def tracked_datasets(database: Path) -> dict[str, tuple[str, list[str]]]:
+    """Of each task that MLflow knows to have read a dataset, the tag with its digest and the digests of its inputs."""
     code = (
         "import json, sys\n"
         "from mlflow import MlflowClient\n"
-        "runs = [MlflowClient(f'sqlite:///{sys.argv[1]}').get_run(name) for name in sys.argv[2:]]\n"
-        "print(json.dumps([[run.data.tags['kinoflow.dataset_digest'],\n"
-        "                   [item.dataset.digest for item in run.inputs.dataset_inputs]] for run in runs]))\n"
+        "client = MlflowClient(f'sqlite:///{sys.argv[1]}')\n"
+        "experiments = [each.experiment_id for each in client.search_experiments()]\n"
+        "print(json.dumps({run.data.tags['kinoflow.task']: [run.data.tags['kinoflow.dataset_digest'],\n"
+        "                  [item.dataset.digest for item in run.inputs.dataset_inputs]]\n"
+        "                  for run in client.search_runs(experiments)\n"
+        "                  if 'kinoflow.dataset_digest' in run.data.tags}))\n"
     )
-    command = [sys.executable, "-W", "ignore", "-c", code, str(database), *run_ids]
+    command = [sys.executable, "-W", "ignore", "-c", code, str(database)]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [(tag, digests) for tag, digests in json.loads(shown)]
+    return {task: (tag, digests) for task, (tag, digests) in json.loads(shown).items()}
 
 
 @pytest.fixture(scope="session")

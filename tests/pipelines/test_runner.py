@@ -169,9 +169,9 @@ class TestFinishedRun:
         for stage in summary.stages:
             assert arguments[stage.name]["dataset_digest"] == digest
             assert manifest.load(stage.checkpoint).inputs["clips"] == digest
-        run_ids = [stage.mlflow_run_id or "" for stage in summary.stages]
         database = finished.project / ".kinoflow" / "mlflow" / "mlflow.db"
-        assert tracked_datasets(database, run_ids) == [(digest, [digest[:36]])] * 3
+        tasks = {*(f"train {stage.name}" for stage in summary.stages), "evaluate"}
+        assert tracked_datasets(database) == dict.fromkeys(tasks, (digest, [digest[:36]]))
         command = [sys.executable, "-m", "pipelines.cli", "digest", summary.stages[-1].checkpoint]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{digest}\n"
 

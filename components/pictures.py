@@ -165,8 +165,8 @@ class _PlanarPicture:
     def luma(self, size: tuple[int, int]) -> Plane:
         luma = _resized(_array(self._frame, 0), self._as_stored(size), smooth=True)
         full_range = self._frame.format.name == "yuvj420p" or int(self._frame.color_range) == FULL_RANGE
-        if not full_range:
-            luma = np.asarray(cv2.LUT(luma, FROM_LIMITED), np.uint8)
+        # A plane at its own size is a view with gaps between its rows, which some of OpenCV refuses.
+        luma = np.ascontiguousarray(luma) if full_range else np.asarray(cv2.LUT(luma, FROM_LIMITED), np.uint8)
         return luma if self._orientation == UPRIGHT else self._orientation.apply(luma[..., None])[..., 0]
 
     def _upright(self, bgr: Frames) -> Frames:

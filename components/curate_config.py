@@ -62,6 +62,13 @@ class CaptionConfig(Section):
     required: bool = Field(True, description="Drop clips without a caption.")
 
 
+class ClipModelConfig(Section):
+    """A local CLIP, for the scores that need one."""
+
+    folder: str = Field(description="Folder in the layout of transformers, weights as safetensors.")
+    aesthetic_weights: str | None = Field(None, description="Safetensors file of LAION's aesthetic predictor.")
+
+
 class CurateConfig(Section):
     """How sources become clips."""
 
@@ -70,7 +77,10 @@ class CurateConfig(Section):
     rules: CurationRules = CurationRules()
     captions: CaptionConfig = CaptionConfig()
     analysis_long_side_px: int = Field(
-        256, ge=64, description="Frames are scored at this size at most, text at up to twice that."
+        256, ge=64, description="Frames are scored at this size at most, text at up to half as much again."
+    )
+    clip: ClipModelConfig | None = Field(
+        None, description="Measures aesthetic, text_match and embedding; they stay empty when absent."
     )
     eval_share: float = Field(0.1, ge=0, lt=1, description="Share of source files held out for evaluation.")
     max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of broken files.")

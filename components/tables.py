@@ -70,6 +70,9 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "frozen_share": pl.Float64,
     "letterbox_share": pl.Float64,
     "text_share": pl.Float64,
+    "aesthetic": pl.Float64,  # this and the next two: null without a local CLIP
+    "text_match": pl.Float64,
+    "embedding": pl.Binary,  # float16, little-endian
     "phash": pl.Binary,  # what near-duplicates are found by, see components.curate.fingerprint
     "near_duplicate_group": pl.String,  # smallest clip id of those that look the same; null when alone
     "near_duplicate_of": pl.String,  # clip id of the one that is kept

@@ -14,6 +14,7 @@ from components import manifest, store
 from components.caption import clean_caption
 from components.config import CaptionConfig, CurateConfig
 from components.curate.clips import ClipMeasurer, MeasuredClip
+from components.curate.scores.clip import ModelUnusable
 from components.media import UnreadableMedia
 from components.video import decode_pictures
 
@@ -68,7 +69,7 @@ def analyse_safely(task: Task) -> list[Row]:
     """`analyse`, with whatever a decoder or a measure raises on one file as that file's reason."""
     try:
         return analyse(task)
-    except store.StoreError:
+    except (store.StoreError, ModelUnusable):
         raise
     except Exception as error:
         logger.exception("analysing %r failed", task.video["path"])

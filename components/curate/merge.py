@@ -17,6 +17,7 @@ from components.curate.analysed import measures_of
 from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.rules import apply_rules
+from components.curate.scores.clip import with_text_match
 from components.curate.split import assign_split
 from components.errors import KinoflowError
 from components.leakage import check_leakage
@@ -89,7 +90,8 @@ def publish(
 
 def decide(config: CurateConfig, shots: pl.DataFrame, filed: Sequence[Filed] = ()) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
-    marked = mark(with_near_duplicate_groups(shots), filed)
+    matched = with_text_match(shots, config.clip)
+    marked = mark(with_near_duplicate_groups(matched), filed)
     decided = apply_rules(marked, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)

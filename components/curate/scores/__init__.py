@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from components.config import ClipModelConfig
 from components.curate.scores.base import Look, ScoreInfo, Scorer, Sizes
+from components.curate.scores.clip import TEXT_MATCH, ClipFeatures
 from components.curate.scores.fingerprint import Fingerprint
 from components.curate.scores.light import Detail, Letterbox, Light
 from components.curate.scores.movement import CameraMotion, Flow, Motion
@@ -18,13 +20,17 @@ TEXT_SCALE = 1.5
 
 SCORERS: tuple[type[Scorer], ...] = (Light, Detail, Letterbox, Motion, Flow, CameraMotion, TextOverlay, Fingerprint)
 
-SCORES: Mapping[str, ScoreInfo] = MappingProxyType({info.name: info for scorer in SCORERS for info in scorer.columns})
-"""Every score by the name of its column."""
+_ALL: tuple[type[Scorer], ...] = (*SCORERS, ClipFeatures)
+_INFOS = (*(info for scorer in _ALL for info in scorer.columns), TEXT_MATCH)
+
+SCORES: Mapping[str, ScoreInfo] = MappingProxyType({info.name: info for info in _INFOS})
+"""Every score by the name of its column; those of CLIP are null unless its weights are configured."""
 
 
-def make_scorers() -> list[Scorer]:
+def make_scorers(clip: ClipModelConfig | None = None) -> list[Scorer]:
     """One of each, for one file."""
-    return [scorer() for scorer in SCORERS]
+    scorers = [scorer() for scorer in SCORERS]
+    return scorers if clip is None else [*scorers, ClipFeatures(clip)]
 
 
 def sizes_of(height: int, width: int, long_side_px: int) -> Sizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
@@ -139,6 +139,10 @@ class Samples(Generic[Value]):
         """Mean over frames `start` to `end` (exclusive) of numbers; None where there are none."""
         values = [value for number, value in self._values.items() if start <= number < end]
         return float(np.mean(np.array(values, np.float64))) if values else None
+
+    def keep(self, condition: Callable[[int], bool]) -> None:
+        """Drop the values of frames whose number does not fulfil a condition."""
+        self._values = {number: value for number, value in self._values.items() if condition(number)}
 
     def forget(self, before: int) -> None:
         """Drop the values of frames before this number."""

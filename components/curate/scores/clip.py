@@ -124,11 +124,10 @@ def load_clip(folder: str) -> Any:
     if not (Path(folder) / "config.json").is_file():
         raise ModelUnusable(f"clip.folder {folder} holds no config.json; name a local folder with a CLIP model.")
     try:
-        return CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True).eval().float()
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelUnusable(
-            f"clip.folder {folder} is no usable CLIP model with safetensors weights ({error})."
-        ) from error
+        raise ModelUnusable(f"clip.folder {folder} is no CLIP model with safetensors weights ({error}).") from error
+    return model.float().eval().requires_grad_(False)
 
 
 @cache

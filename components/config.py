@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from components.caption_config import CaptionConfig as CaptionConfig
+from components.curate_config import ClipModelConfig as ClipModelConfig
 from components.curate_config import CurateConfig as CurateConfig
 from components.curate_config import ShotConfig as ShotConfig
 from components.errors import KinoflowError

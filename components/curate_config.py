@@ -12,15 +12,26 @@ from components.section import Section
 
 
 class ShotConfig(Section):
-    """Shot detection (PySceneDetect)."""
+    """Shot detection (PySceneDetect). `min_shot_s: 0.6` gives its own command line's cuts, frame for frame."""
 
     detector: Literal["adaptive", "content"] = "adaptive"
     threshold: float = Field(
         3.0, gt=0, description="The detector's own: a ratio for adaptive (3), a content change for content (27)."
     )
     min_content: float = Field(15.0, ge=0, description="Least content change of a cut (adaptive detector only).")
+    fades: bool = Field(False, description="Cut in the middle of every fade through black as well.")
+    fade_threshold: int = Field(12, ge=0, le=255, description="Mean level below which a picture is faded out.")
+    min_fade_s: float = Field(0.1, ge=0, description="A picture that is faded out for less is no fade.")
     min_shot_frames: int = Field(5, ge=1, description="Cuts closer together than this are one cut.")
-    max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into equal parts.")
+    min_shot_s: float | None = Field(None, gt=0, description="In seconds, instead of min_shot_frames.")
+    max_shot_s: float = Field(60.0, gt=0, description="Longer shots are divided into clips of this length and a rest.")
+
+
+class ClipModelConfig(Section):
+    """A local CLIP, for the scores that need one."""
+
+    folder: str = Field(description="Folder in the layout of transformers, weights as safetensors.")
+    aesthetic_weights: str | None = Field(None, description="Safetensors file of LAION's aesthetic predictor.")
 
 
 class CurateConfig(Section):
@@ -31,7 +42,10 @@ class CurateConfig(Section):
     rules: CurationRules = CurationRules()
     captions: CaptionConfig = CaptionConfig()
     analysis_long_side_px: int = Field(
-        256, ge=64, description="Frames are scored at this size at most, text at up to twice that."
+        256, ge=64, description="Frames are scored at this size at most, text at up to half as much again."
+    )
+    clip: ClipModelConfig | None = Field(
+        None, description="Measures aesthetic, text_match and embedding; they stay empty when absent."
     )
     eval_share: float = Field(0.1, ge=0, lt=1, description="Share of source files held out for evaluation.")
     max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of broken files.")

@@ -61,12 +61,19 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "caption_origin": pl.String,  # as in `VIDEOS`, or "model"
     "caption_model": pl.String,  # which model wrote it; null for captions that were found
     "caption_sha256": pl.String,  # `caption_digest` of the caption: equal captions share their text features
-    "motion": pl.Float64,
+    "motion": pl.Float64,  # what each score means: components.curate.scores.SCORES
+    "flow": pl.Float64,
+    "camera_motion": pl.String,
     "sharpness": pl.Float64,
     "brightness": pl.Float64,
     "contrast": pl.Float64,
     "black_share": pl.Float64,
+    "frozen_share": pl.Float64,
+    "letterbox_share": pl.Float64,
     "text_share": pl.Float64,
+    "aesthetic": pl.Float64,  # this and the next two: null without a local CLIP
+    "text_match": pl.Float64,
+    "embedding": pl.Binary,  # float16, little-endian
     "phash": pl.Binary,  # what near-duplicates are found by, see components.curate.fingerprint
     "near_duplicate_group": pl.String,  # smallest clip id of those that look the same; null when alone
     "near_duplicate_of": pl.String,  # clip id of the one that is kept

@@ -1,12 +1,11 @@
 """Videos and still images on disk: what they are, their frames, and how to write them.
 
-The only file that knows codecs (PyAV for videos, Pillow for stills). Frames are uint8 RGB arrays
-(H, W, 3), upright: rotations and mirrorings stored in the file are already applied.
+With `components.pictures` the only file that knows codecs (PyAV for videos, Pillow for stills). Frames are uint8 RGB
+arrays (H, W, 3), upright: rotations and mirrorings stored in the file are already applied.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from itertools import chain
@@ -18,6 +17,7 @@ import numpy as np
 from av.codec.context import ThreadType
 from av.container import InputContainer, OutputContainer
 from av.sidedata.sidedata import SideData
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
@@ -34,6 +34,7 @@ from components.media import (
     still_frame,
     write_image,
 )
+from components.pictures import Orientation, Picture, PlanarConverter, StillPicture
 from model.geometry import resize_crop_geometry
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "UnreadableMedia",
     "VideoInfo",
     "decode_frames",
+    "decode_pictures",
     "decode_spans",
     "pick_frames",
     "probe",
@@ -55,32 +57,6 @@ __all__ = [
 VIDEO_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,ivf,mxf"
 BT709, LIMITED_RANGE = 1, 1
 SWSCALE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-
-
-@dataclass(frozen=True, slots=True)
-class Orientation:
-    """One of the eight ways a picture can lie: transpose first, then flip."""
-
-    transpose: bool = False
-    flip_x: bool = False
-    flip_y: bool = False
-
-    @property
-    def rotation_deg(self) -> int:
-        """Clockwise turn in degrees, leaving mirroring aside."""
-        if self.transpose:
-            return 90 if self.flip_x else 270
-        return 180 if self.flip_y else 0
-
-    def apply(self, frame: Frames) -> Frames:
-        """Turns one frame (H, W, 3) upright."""
-        if self.transpose:
-            frame = frame.transpose(1, 0, 2)
-        if self.flip_x:
-            frame = frame[:, ::-1]
-        if self.flip_y:
-            frame = frame[::-1]
-        return np.ascontiguousarray(frame)
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -158,6 +134,28 @@ def decode_spans(
                 break
         else:
             raise UnreadableMedia("decode_error", f"ends after {number + 1} frames, {end} were wanted", path)
+
+
+def decode_pictures(path: Path | str) -> Iterator[Picture]:
+    """Decodes every frame once, in presentation order, and converts nothing before it is asked for.
+
+    One thread decodes: of a damaged file, several would now give more frames and now fewer.
+
+    Yields:
+        upright pictures; holding one holds the memory of the whole frame.
+
+    Raises:
+        UnreadableMedia: as `decode_frames`.
+    """
+    path = Path(path)
+    still = open_still(path)
+    if still is not None:
+        yield StillPicture(still_frame(still, path))
+        return
+    with _open_video(path, ThreadType.NONE) as (container, stream):
+        converter = PlanarConverter()
+        for frame in _decode(container, stream, path):
+            yield converter.picture(frame, _orientation(frame))
 
 
 def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None) -> Frames:
@@ -319,7 +317,7 @@ class _RgbConverter:
 
 
 @contextmanager
-def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _open_video(path: Path, threads: ThreadType = ThreadType.AUTO) -> Iterator[tuple[InputContainer, VideoStream]]:
     try:
         container = av.open(
             str(path),
@@ -329,13 +327,20 @@ def _open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     except (av.FFmpegError, ValueError) as error:
         raise UnreadableMedia("not_media", phrase(error), path) from error
     with container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
+        stream = _first_video_stream(container)
+        if stream is None:
             raise UnreadableMedia("no_video_stream", "the file holds no video stream", path)
         if stream.codec_context is None:
             raise UnreadableMedia("no_decoder", "no decoder for the video stream", path)
-        stream.thread_type = ThreadType.AUTO
+        stream.thread_type = threads
         yield container, stream
+
+
+def _first_video_stream(container: InputContainer) -> VideoStream | None:
+    """The first one, as OpenCV and PySceneDetect take it; cover pictures only where there is nothing else."""
+    streams = container.streams.video
+    moving = (stream for stream in streams if not stream.disposition & Disposition.attached_pic)
+    return next(moving, next(iter(streams), None))
 
 
 def _decode(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[VideoFrame]:

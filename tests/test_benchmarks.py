@@ -14,7 +14,7 @@ FIGURE = re.compile(r"^\w+: .+: (nan|[\d,.]+) \S+.*$")
 EXPECTED = {
     Benchmark.NETWORK: ("over a 64-square matmul, FLOP/s", "ours over the peer, steps/s", "videos 1 x 4 x 32 x 32"),
     Benchmark.BUCKETS: ("at once over one by one, keep = 1", "clips table to plan file, keep = 1", "peak memory"),
-    Benchmark.CURATE: ("time of the stage over decoding to full-size RGB",),
+    Benchmark.CURATE: ("curate.decode_ratio",),
     Benchmark.STORAGE: (
         "shards: reading over one .npy file a sample",
         "save and publish over plain copy",

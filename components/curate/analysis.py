@@ -7,16 +7,16 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from components import manifest, store
 from components.caption import clean_caption
 from components.config import CaptionConfig, CurateConfig
-from components.curate.scores import FrameScorer, analysis_size
-from components.curate.shots import Shot, ShotDetector
+from components.curate.clips import ClipMeasurer, MeasuredClip
+from components.curate.scores.clip import ModelUnusable
 from components.media import UnreadableMedia
-from components.video import decode_frames
+from components.video import decode_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -43,24 +43,23 @@ def analyse(task: Task) -> list[Row]:
     Shots that lie wholly before the place where a file is damaged are as good as any; the one that runs into the
     damage is dropped.
     """
-    detector = ShotDetector(task.config.shots, _fps(task.video))
-    scorer = FrameScorer(task.config.analysis_long_side_px)
+    measurer = ClipMeasurer(task.config, _fps(task.video))
+    clips: list[MeasuredClip] = []
     damage: str | None = None
     try:
         with _local_object(task) as path:
-            size = analysis_size(_int(task.video, "height"), _int(task.video, "width"), scorer.long_side_px)
-            for frame in decode_frames(path, size):
-                detector.add(scorer.add(frame))
+            for picture in decode_pictures(path):
+                clips += measurer.add(picture)
     except UnreadableMedia as error:
-        if scorer.num_frames == 0:
+        if measurer.num_frames == 0:
             return [rejected_row(task.video, error.reason, f"{error.detail[:1].upper()}{error.detail[1:]}.")]
         damage = f"The file is damaged in this shot: {error.detail}."
     except store.ObjectMissing as error:
         return [rejected_row(task.video, "missing_object", str(error))]
     except _DamagedObjectError as error:
         return [rejected_row(task.video, "damaged_object", str(error))]
-    shots = detector.shots()
-    rows = [_clip_row(task, scorer, index, shot) for index, shot in enumerate(shots)]
+    clips += measurer.finish()
+    rows = [_clip_row(task, index, clip) for index, clip in enumerate(clips)]
     if damage is not None:
         rows[-1] |= {"outcome": "dropped", "reason": "decode_error", "detail": damage}
     return rows
@@ -70,7 +69,7 @@ def analyse_safely(task: Task) -> list[Row]:
     """`analyse`, with whatever a decoder or a measure raises on one file as that file's reason."""
     try:
         return analyse(task)
-    except store.StoreError:
+    except (store.StoreError, ModelUnusable):
         raise
     except Exception as error:
         logger.exception("analysing %r failed", task.video["path"])
@@ -113,13 +112,13 @@ def _local_object(task: Task) -> Iterator[Path]:
         yield path
 
 
-def _clip_row(task: Task, scorer: FrameScorer, index: int, shot: Shot) -> Row:
-    start, end = shot
+def _clip_row(task: Task, index: int, clip: MeasuredClip) -> Row:
+    start, end = clip.start, clip.end
     video, fps = task.video, _fps(task.video)
     is_video = video["media"] == "video"
     start_s, end_s = (start / fps, end / fps) if is_video else (0.0, 0.0)
     caption = caption_of(video, start_s, end_s, task.config.captions)
-    return {name: video[name] for name in CARRIED} | asdict(scorer.shot(start, end)) | {
+    return {name: video[name] for name in CARRIED} | clip.scores | {
         "clip_id": f"{video['source_id']}-{index:04d}",
         "shot_index": index,
         "start_s": start_s,
@@ -156,9 +155,3 @@ def caption_of(video: Row, start_s: float, end_s: float, config: CaptionConfig) 
 def _fps(video: Row) -> float:
     fps = video["fps"]
     return float(fps) if isinstance(fps, float) and fps > 0 else DEFAULT_FPS
-
-
-def _int(row: Row, name: str) -> int:
-    value = row[name]
-    assert isinstance(value, int), f"{name} of an ingested file is a whole number"
-    return value

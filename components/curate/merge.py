@@ -19,6 +19,7 @@ from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.report import write_report
 from components.curate.rules import apply_rules
+from components.curate.scores.clip import with_text_match
 from components.curate.split import assign_split
 from components.errors import KinoflowError
 from components.leakage import check_leakage
@@ -95,7 +96,8 @@ def decide(config: CurateConfig, shots: pl.DataFrame, objects: str, filed: Seque
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
     marked = mark(with_near_duplicate_groups(shots), filed)
     captioned = caption_clips(marked, objects, config, layout.beside(objects, layout.CAPTIONS))
-    decided = apply_rules(captioned, config.rules, caption_required=config.captions.required)
+    matched = with_text_match(captioned, config.clip)
+    decided = apply_rules(matched, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)
     return tables.with_caption_digests(clips)

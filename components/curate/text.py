@@ -30,6 +30,8 @@ MIN_BAND_FILL = 0.7
 INK_SHARE = (0.12, 0.75)
 MIN_CROSSINGS_PER_HEIGHT = 0.7
 MIN_STROKES = 4
+MIN_STROKE_PIXELS = 6
+"""Less than the least ink in the smallest line."""
 
 
 def text_mask(grey: NDArray[np.uint8]) -> Mask:
@@ -65,8 +67,10 @@ def text_lines(grey: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
 
 
 def _lines_of(strokes: NDArray[np.uint8], kernel_px: int, short_px: int) -> Iterator[tuple[int, int, int, int]]:
+    if cv2.countNonZero(strokes) < MIN_STROKE_PIXELS:
+        return
     joined = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((1, 2 * kernel_px + 1), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=4)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8, ltype=cv2.CV_16U)
     lowest, highest = (share * short_px for share in LINE_HEIGHT_SHARE)
     for label in range(1, count):
         left, top, width, height, area = (int(value) for value in stats[label])

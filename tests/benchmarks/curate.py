@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import av
+from av.video.reformatter import VideoReformatter
+from scenedetect import AdaptiveDetector, VideoOpenFailure, detect
+
 from components import tables
 from components.config import CaptionConfig, CurateConfig, IngestConfig
 from components.curate import TABLE, CurateReport, curate
-from components.curate.scores import analysis_size
+from components.curate.scores import SCORERS, Look, Scorer, Sizes, sizes_of
 from components.ingest import ingest
+from components.pictures import StillPicture
 from components.shapes.generate import draw_shot, generate
 from components.shapes.plan import ShapesConfig, plan_files
-from components.video import UnreadableMedia, decode_frames, probe, write_video
+from components.video import UnreadableMedia, decode_frames, write_video
 from tests.benchmarks.measuring import Figure, Settings, by_turns
 
 LARGE_SIZE = (720, 1280)
 
 
 def run(settings: Settings) -> list[Figure]:
-    """The demo's small videos and pictures, then larger videos of the same world."""
+    """The demo's small videos and pictures, then larger videos of the same world; or the folder CURATE_VIDEOS."""
     with tempfile.TemporaryDirectory(prefix="kinoflow-bench-") as scratch:
+        folder = os.environ.get("CURATE_VIDEOS")
+        if folder:
+            shutil.copytree(folder, Path(scratch) / "own" / "videos")
+            return measure(Path(scratch) / "own", folder, settings)
         small, large = Path(scratch) / "small", Path(scratch) / "large"
-        counts = {"num_videos": 4, "num_images": 2} if settings.toy else {"num_videos": 30, "num_images": 20}
+        counts = {"num_videos": 4, "num_images": 2} if settings.toy else {"num_videos": 110, "num_images": 80}
         generate(small, ShapesConfig(**counts))
         make_large(large / "videos", (64, 96) if settings.toy else LARGE_SIZE, 1 if settings.toy else 3)
         height, width = LARGE_SIZE
@@ -44,7 +54,7 @@ def make_large(folder: Path, size: tuple[int, int], count: int) -> None:
 
 
 def measure(data: Path, what: str, settings: Settings) -> list[Figure]:
-    """Ratios for one folder of videos, with one process on either side, and with all cores."""
+    """Ratios for one folder with `videos`, with one process and one thread on either side, and with all cores."""
     objects, ingested, out = (str(data / name) for name in ("objects", "ingest", "curate"))
     ingest(IngestConfig(), str(data / "videos"), objects, ingested)
     one_process = CurateConfig(workers=1, captions=CaptionConfig(required=False))
@@ -54,34 +64,70 @@ def measure(data: Path, what: str, settings: Settings) -> list[Figure]:
         shutil.rmtree(out, ignore_errors=True)
         return curate(config, ingested, objects, out)
 
+    frames = stage(one_process).decoded_frames
+    clips = tables.read(Path(out) / TABLE, tables.CLIPS)
     cases: dict[str, Callable[[], object]] = {
         "stage": lambda: stage(one_process),
         "decode": lambda: decode(paths),
-        "decode small": lambda: decode(paths, one_process.analysis_long_side_px),
+        "decode to RGB": lambda: decode_to_rgb(paths),
+        "multipass": lambda: multipass(paths),
     }
     if not settings.cpu_time:  # more cores save no processor time
         cases["all cores"] = lambda: stage(one_process.model_copy(update={"workers": None}))
     timings = by_turns(cases, settings, f"curate, {what}")
-    frames = stage(one_process).decoded_frames
-    clips = tables.read(Path(out) / TABLE, tables.CLIPS)
-    size = f"{what} ({len(paths)} files, {len(clips)} rows)"
+    size = f"{what} ({len(paths)} files, {len(clips)} rows, {frames} frames)"
     figures = [
-        timings.rate("stage", frames, f"{size}: whole stage, one process", "frames/s"),
-        timings.time_ratio("stage", "decode", f"{size}: time of the stage over decoding to full-size RGB"),
-        timings.time_ratio("stage", "decode small", f"{size}: time of the stage over decoding to its analysis size"),
+        timings.time_ratio("stage", "decode to RGB", f"curate.decode_ratio, {size}: stage over decoding to RGB arrays"),
+        timings.time_ratio("stage", "decode", f"curate.decode_ratio_bare, {what}: stage over decoding alone"),
+        timings.speed_ratio("stage", "multipass", f"curate.speedup_vs_multipass, {what}: one pass over one a tool"),
+        timings.rate("stage", len(clips), f"curate.clips_per_second_per_core, {what}", "clips/s"),
+        timings.rate("stage", frames, f"curate.frames_per_second_per_core, {what}", "frames/s"),
     ]
     if "all cores" in cases:
-        figures.append(timings.speed_ratio("all cores", "stage", f"{size}: all cores over one process"))
+        figures.append(timings.speed_ratio("all cores", "stage", f"{what}: all cores over one process"))
     return figures
 
 
-def decode(paths: list[Path], long_side_px: int | None = None) -> None:
-    """Decode every frame of every file; a damaged one as far as it goes."""
+def decode(paths: list[Path]) -> None:
+    """Decode every frame of every file with one thread, and look at none; a damaged one as far as it goes."""
     for path in paths:
-        with suppress(UnreadableMedia):
-            size = None
-            if long_side_px is not None:
-                info = probe(path)
-                size = analysis_size(info.height, info.width, long_side_px)
-            for _ in decode_frames(path, size):
+        with suppress(av.FFmpegError), av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            for _ in container.decode(stream):
                 pass
+
+
+def decode_to_rgb(paths: list[Path]) -> None:
+    """The same, with every frame as an array (H, W, 3), which is what a tool that looks at frames begins with."""
+    for path in paths:
+        with suppress(av.FFmpegError), av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            reformatter = VideoReformatter()
+            for frame in container.decode(stream):
+                reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+
+
+def multipass(paths: list[Path]) -> None:
+    """One tool after the other, each decoding for itself: PySceneDetect for the shots, then every score."""
+    for path in paths:
+        with suppress(OSError, VideoOpenFailure):
+            detect(str(path), AdaptiveDetector())
+    for scorer in SCORERS:
+        for path in paths:
+            with suppress(UnreadableMedia):
+                score(path, scorer())
+
+
+def score(path: Path, scorer: Scorer) -> None:
+    """One score of one file, as if it were one clip."""
+    sizes: Sizes | None = None
+    look: Look | None = None
+    for number, frame in enumerate(decode_frames(path)):
+        sizes = sizes or sizes_of(*frame.shape[:2], CurateConfig().analysis_long_side_px)
+        look = Look(number, StillPicture(frame), sizes)
+        if scorer.wants(number):
+            scorer.add(look, number)
+    if look is not None:
+        scorer.summary(0, look.number + 1, look)

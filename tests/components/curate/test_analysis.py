@@ -103,7 +103,7 @@ def test_an_object_key_cannot_leave_the_prefix(video: Path) -> None:
 
 def test_long_shots_are_divided(video: Path) -> None:
     rows = analyse(task(video, CurateConfig(shots=ShotConfig(max_shot_s=0.7))))
-    assert spans(rows) == [(0, 10), (10, 20), (20, 35), (35, 50), (50, 62), (62, 75)]
+    assert spans(rows) == [(0, 16), (16, 20), (20, 36), (36, 50), (50, 66), (66, 75)]
 
 
 SPANS = (
@@ -139,6 +139,6 @@ def test_cleaning_can_be_switched_off() -> None:
 
 
 def test_frames_that_break_a_measure_cost_one_file(video: Path) -> None:
-    (row,) = analyse_safely(task(video, height=None))
+    (row,) = analyse_safely(task(video, caption_shots="{"))
     assert (row["outcome"], row["reason"]) == ("rejected", "unreadable")
     assert np.isscalar(row["detail"])

@@ -1,7 +1,10 @@
-"""Shot boundaries: those of the library, and long shots in equal parts."""
+"""Shot boundaries: those of the library and of its command line."""
 
 from __future__ import annotations
 
+import csv
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -9,17 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scenedetect import AdaptiveDetector, ContentDetector, detect
 from scenedetect.detector import SceneDetector
 
 from components.config import ShotConfig
-from components.curate.shots import Shot, ShotDetector, divide
-from components.video import decode_frames, write_video
+from components.curate.shots import ShotDetector, detection_size
+from components.video import decode_pictures, write_video
 
 Pixels = NDArray[np.uint8]
+Shot = tuple[int, int]
 
 
 def textured_shots(lengths: list[int], seed: int = 0) -> Pixels:
@@ -33,16 +35,20 @@ def textured_shots(lengths: list[int], seed: int = 0) -> Pixels:
     return np.stack(shots)
 
 
-def detected(config: ShotConfig, frames: Pixels, fps: float = 24) -> list[Shot]:
+def detected(config: ShotConfig, path: Path, fps: float = 24) -> list[Shot]:
+    """First frame and frame after the last of every shot."""
     detector = ShotDetector(config, fps)
-    for frame in frames:
-        detector.add(frame)
-    return detector.shots()
+    cuts: set[int] = set()
+    for picture in decode_pictures(path):
+        size = detection_size(*picture.size)
+        cuts.update(detector.add(picture.bgr(size), partial(picture.bgr_exactly, size)))
+    cuts.update(detector.finish())
+    return list(pairwise([0, *sorted(cuts), detector.num_frames]))
 
 
-def test_hard_cuts_are_found_to_the_frame() -> None:
-    frames = textured_shots([20, 15, 30, 7, 25])
-    assert detected(ShotConfig(), frames) == [(0, 20), (20, 35), (35, 65), (65, 72), (72, 97)]
+def test_hard_cuts_are_found_to_the_frame(tmp_path: Path) -> None:
+    write_video(tmp_path / "video.mp4", textured_shots([20, 15, 30, 7, 25]), 24)
+    assert detected(ShotConfig(), tmp_path / "video.mp4") == [(0, 20), (20, 35), (35, 65), (65, 72), (72, 97)]
 
 
 @pytest.mark.parametrize("fps", [24.0, 30000 / 1001])
@@ -65,26 +71,59 @@ def test_the_cuts_are_those_of_the_library(
     scenes = detect(str(path), detector(), start_in_scene=True)
     library = [(start.frame_num, end.frame_num) for start, end in scenes]
     assert len(library) > 2
-    assert detected(config, np.stack(list(decode_frames(path))), fps) == library
+    assert detected(config, path, fps) == library
 
 
-def test_no_frames_no_shots_and_one_frame_one_shot() -> None:
-    assert detected(ShotConfig(), textured_shots([1])[:0]) == []
-    assert detected(ShotConfig(), textured_shots([1])) == [(0, 1)]
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Hard cuts, fades through black, a flash, and a fade out at the end; larger than what detectors look at."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    shots = [
+        np.kron(shot, np.ones((4, 4, 1), np.uint8))
+        for shot in np.split(textured_shots([30, 40, 9, 45, 40]), [30, 70, 79, 124])
+    ]
+    for shot in (shots[1], shots[3]):
+        brightness = np.clip(np.minimum(np.arange(len(shot)), np.arange(len(shot))[::-1]) / 12 - 0.2, 0, 1)
+        shot[:] = (shot * brightness[:, None, None, None]).astype(np.uint8)
+    shots[4][20:22] = 255
+    shots[4][30:] = (shots[4][30:] * np.linspace(1, 0, 10)[:, None, None, None]).astype(np.uint8)
+    write_video(path, np.concatenate(shots), 30000 / 1001)
+    return path
 
 
-def test_a_long_shot_is_divided_into_equal_parts() -> None:
-    frames = textured_shots([50, 20])
-    assert detected(ShotConfig(max_shot_s=1), frames) == [(0, 16), (16, 33), (33, 50), (50, 70)]
+@pytest.mark.parametrize(
+    ("config", "command"),
+    [
+        (ShotConfig(min_shot_s=0.6), ["detect-adaptive"]),
+        (ShotConfig(min_shot_s=0.6, fades=True), ["detect-adaptive", "detect-threshold"]),
+        (
+            ShotConfig(min_shot_s=0.6, detector="content", threshold=27, fades=True),
+            ["detect-content", "detect-threshold"],
+        ),
+    ],
+)
+def test_the_cuts_are_those_of_the_command_line(
+    film: Path, tmp_path: Path, config: ShotConfig, command: list[str]
+) -> None:
+    options = ["-q", "-i", str(film), "-o", str(tmp_path), *command, "list-scenes", "-s", "-f", "scenes.csv"]
+    subprocess.run([sys.executable, "-m", "scenedetect", *options], check=True, capture_output=True)
+    with (tmp_path / "scenes.csv").open(newline="", encoding="utf-8") as file:
+        scenes = [(int(row["Start Frame"]) - 1, int(row["End Frame"])) for row in csv.DictReader(file)]
+    assert len(scenes) > 2
+    assert detected(config, film, 30000 / 1001) == scenes
 
 
-@given(st.integers(0, 1000), st.integers(1, 5000), st.integers(1, 700))
-def test_parts_cover_the_shot_and_are_equal(start: int, length: int, longest: int) -> None:
-    parts = divide(start, start + length, longest)
-    lengths = [end - begin for begin, end in parts]
-    assert parts[0][0] == start
-    assert parts[-1][1] == start + length
-    assert all(end == begin for (_, end), (begin, _) in pairwise(parts))
-    assert max(lengths) <= longest
-    assert max(lengths) - min(lengths) <= 1
-    assert len(parts) == -(-length // longest)
+def test_a_fade_is_a_cut_where_that_is_asked_for(film: Path) -> None:
+    assert len(detected(ShotConfig(fades=True), film)) > len(detected(ShotConfig(), film))
+
+
+def test_no_frame_is_no_cut() -> None:
+    assert ShotDetector(ShotConfig(fades=True), 24).finish() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "size"),
+    [((720, 1280), (144, 256)), ((1280, 720), (256, 144)), ((96, 128), (96, 128)), ((1, 900), (1, 256))],
+)
+def test_pictures_are_looked_at_in_the_size_of_the_library(source: tuple[int, int], size: tuple[int, int]) -> None:
+    assert detection_size(*source) == size

@@ -1,0 +1,206 @@
+"""What moves: flow from frame to frame, flow as Open-Sora 1.1 measures it, and what the camera does."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from components.curate.scores.base import Columns, Grey, Look, SampledScorer, ScoreInfo
+
+REFERENCE_LONG_SIDE_PX = 256
+MIN_FLOW_SIDE_PX = 32
+"""The flow algorithm wants room for its patches."""
+MOTION_LONG_SIDE_PX = 128
+MOTION_STRIDE_FRAMES = 15
+"""Steps that begin at 0, 15, 30, ...: as many odd as even ones, as drawn films repeat every other frame."""
+
+FLOW_PLACES = (0, 10, 20, 30)
+FLOW_SIZE = (320, 576)
+
+CAMERA_LONG_SIDE_PX = 64
+CAMERA_STRIDE_FRAMES = 15
+STATIC_BELOW_PX = 1.0
+ZOOM_OUT_BELOW, ZOOM_IN_ABOVE = 0.4, 0.6
+
+
+class _DenseFlow:
+    """DIS optical flow (Kroeger et al. 2016, arXiv:1603.03590) between two pictures."""
+
+    def __init__(self) -> None:
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+    def __call__(self, before: Grey, after: Grey) -> NDArray[np.float32]:
+        """(H, W, 2) pixels to the right and down; small pictures are padded by their edges."""
+        before, after = _padded(before), _padded(after)
+        return np.asarray(self._flow.calc(before, after, np.zeros((*after.shape, 2), np.float32)), np.float32)
+
+
+class Motion(SampledScorer[float]):
+    """One step from frame to frame in fifteen, at 128 pixels."""
+
+    columns: ClassVar = (
+        ScoreInfo(
+            "motion",
+            "2",
+            f"Optical flow (DIS, on a picture at most {MOTION_LONG_SIDE_PX} px long) from one frame to the next, mean "
+            "magnitude over pixels and one step in fifteen; none for a single frame.",
+            f"px per frame of a picture {REFERENCE_LONG_SIDE_PX} px long",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flow = _DenseFlow()
+        self._before: tuple[int, Grey] | None = None
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return place % MOTION_STRIDE_FRAMES in (0, 1)
+
+    def add(self, look: Look, place: int) -> None:
+        """See `Scorer`."""
+        grey = _bounded(look.grey, MOTION_LONG_SIDE_PX)
+        before, self._before = self._before, (look.number, grey)
+        if before is None or before[0] != look.number - 1 or place % MOTION_STRIDE_FRAMES == 0:
+            return
+        flow = self._flow(before[1], grey)
+        # cv2.magnitude rounds differently with the alignment of its input; the same frames must give the same bytes.
+        magnitude = np.sqrt(flow[..., 0] ** 2 + flow[..., 1] ** 2)
+        scale = REFERENCE_LONG_SIDE_PX / max(grey.shape)
+        self.samples[look.number] = float(np.mean(magnitude, dtype=np.float64) * scale)
+
+    def summary(self, start: int, end: int, last: Look | None) -> Columns:
+        """See `Scorer`; the step into the first frame belongs to no clip."""
+        return {"motion": self.samples.mean(start + 1, end)}
+
+
+class Flow(SampledScorer[float]):
+    """Four frames of every clip, at the analysis size."""
+
+    columns: ClassVar = (
+        ScoreInfo(
+            "flow",
+            "1",
+            "As Open-Sora 1.1 defines it, with DIS instead of UniMatch: flow between frames 0, 10, 20 and 30 of the "
+            "clip (or its last), mean absolute value over the three pairs, pixels and both components; none for a "
+            "single frame.",
+            f"px of a picture of {FLOW_SIZE[0]} x {FLOW_SIZE[1]}",
+        ),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._flow = _DenseFlow()
+        self._before: tuple[int, Grey] | None = None
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return place in FLOW_PLACES
+
+    def add(self, look: Look, place: int) -> None:
+        """See `Scorer`."""
+        if place > 0 and self._before is not None:
+            self.samples[look.number] = self._mean(self._before[1], look.grey)
+        self._before = look.number, look.grey
+
+    def summary(self, start: int, end: int, last: Look | None) -> Columns:
+        """See `Scorer`; a pair of the last frame with itself counts as standing still."""
+        if end - start < 2:
+            return {"flow": None}
+        pairs = len(FLOW_PLACES) - 1
+        values = list(self.samples.within(start + 1, end).values())[-pairs:]
+        if last is not None and self._before is not None and len(values) < pairs and self._before[0] < last.number:
+            values.append(self._mean(self._before[1], last.grey))
+        return {"flow": float(sum(values) / pairs)}
+
+    def _mean(self, before: Grey, after: Grey) -> float:
+        flow = np.abs(self._flow(before, after)).mean(axis=(0, 1), dtype=np.float64)
+        # The longer side lies along the 576 pixels: Open-Sora 1.1 turns upright pictures first.
+        height, width = before.shape
+        down, right = FLOW_SIZE if height <= width else FLOW_SIZE[::-1]
+        return float((flow[0] * right / width + flow[1] * down / height) / 2)
+
+
+class CameraMotion(SampledScorer[str]):
+    """Every fifteenth frame, at 64 pixels."""
+
+    columns: ClassVar = (
+        ScoreInfo(
+            "camera_motion",
+            "1",
+            "What the camera does, by Open-Sora 1.1's rules: flow (Farneback, on a picture at most "
+            f"{CAMERA_LONG_SIDE_PX} px long) between frames {CAMERA_STRIDE_FRAMES} apart is still, zooms or points in "
+            "one of four directions, and the clip is what most of its pairs are.",
+        ),
+    )
+    stride: ClassVar = CAMERA_STRIDE_FRAMES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._before: Grey | None = None
+
+    def add(self, look: Look, place: int) -> None:
+        """See `Scorer`."""
+        grey = _bounded(look.grey, CAMERA_LONG_SIDE_PX, MIN_FLOW_SIDE_PX)
+        if place > 0 and self._before is not None:
+            flow = cv2.calcOpticalFlowFarneback(self._before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+            self.samples[look.number] = label_of_pair(np.asarray(flow, np.float64), look.picture.size)
+        self._before = grey
+
+    def summary(self, start: int, end: int, last: Look | None) -> Columns:
+        """See `Scorer`."""
+        labels = list(self.samples.within(start + 1, end).values())
+        return {"camera_motion": label_of_clip(labels) if end - start > 1 else None}
+
+
+def label_of_pair(flow: NDArray[np.float64], size: tuple[int, int]) -> str:
+    """What the camera does between two frames.
+
+    Args:
+        flow: (H, W, 2) pixels to the right and down, of a picture resized to H x W.
+        size: (height, width) of the whole picture, in whose pixels the rules are.
+    """
+    rows, columns = flow.shape[:2]
+    height, width = size
+    right, down = flow[..., 0] * width / columns, flow[..., 1] * height / rows
+    if float(np.median(np.hypot(right, down))) < STATIC_BELOW_PX:
+        return "static"
+    y = ((np.arange(rows) + 0.5) / rows - 0.5)[:, None] * height
+    x = ((np.arange(columns) + 0.5) / columns - 0.5)[None, :] * width
+    outward = float((np.hypot(x + right, y + down) >= np.hypot(x, y)).mean())
+    if outward < ZOOM_OUT_BELOW:
+        return "zoom out"
+    if outward > ZOOM_IN_ABOVE:
+        return "zoom in"
+    angle_deg = float(np.median(np.degrees(np.arctan2(down, right)) % 360))
+    directions = ("pan left", "tilt up", "pan right", "tilt down")
+    return directions[int(((angle_deg + 45) % 360) // 90)]
+
+
+def label_of_clip(labels: list[str]) -> str:
+    """The label of more than half of the pairs; without one, and without any pair, Open-Sora 1.1's words for it."""
+    for label in set(labels):
+        if labels.count(label) > len(labels) / 2:
+            return label
+    if "static" in labels:
+        return "unknown"
+    return "dynamic" if any(label.startswith("zoom") for label in labels) else "pan/tilt"
+
+
+def _bounded(grey: Grey, long_side_px: int, short_side_px: int = 1) -> Grey:
+    height, width = grey.shape
+    scale = min(1.0, long_side_px / max(height, width))
+    size = max(short_side_px, round(width * scale)), max(short_side_px, round(height * scale))
+    return (
+        grey if size == (width, height) else np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
+    )
+
+
+def _padded(grey: Grey) -> Grey:
+    missing_rows, missing_columns = (max(0, MIN_FLOW_SIDE_PX - side) for side in grey.shape)
+    if not missing_rows and not missing_columns:
+        return grey
+    return np.asarray(cv2.copyMakeBorder(grey, 0, missing_rows, 0, missing_columns, cv2.BORDER_REPLICATE), np.uint8)

@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 from tests.kfp_models import Refusal, check
+from tests.kfp_progress import order, progress
 
 PREFIX = "/apis/v2beta1"
 LISTING = {"page_token", "page_size", "sort_by", "filter"}
@@ -338,42 +339,11 @@ def _get_run(call: Call) -> tuple[str, Any]:
     asked = call.held.asked[call.ids[0]] = call.held.asked.get(call.ids[0], -1) + 1
     version = call.held.versions[run["pipeline_version_reference"]["pipeline_version_id"]]
     tasks = version["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]
-    state, details = _progress(call.kfp.behaviour, asked, _order(tasks))
+    state, details = progress(asked, order(tasks), call.kfp.behaviour.fail_task, cancel=call.kfp.behaviour.cancel)
     answer = {**run, "state": state, "run_details": {"task_details": details}}
     if state == "FAILED":
         answer["error"] = {"code": 13, "message": f"task {call.kfp.behaviour.fail_task} failed"}
     return "V2beta1Run", answer
-
-
-def _order(tasks: dict[str, Any]) -> list[str]:
-    ordered: list[str] = []
-    while len(ordered) < len(tasks):
-        ordered += sorted(
-            key for key, task in tasks.items()
-            if key not in ordered and set(task.get("dependentTasks", [])) <= set(ordered)
-        )  # fmt: skip
-    return ordered
-
-
-def _progress(behaviour: Behaviour, asked: int, order: list[str]) -> tuple[str, list[dict[str, Any]]]:
-    """State of the run and its nodes when it is asked about for the `asked`-th time; Kubeflow's own nodes too."""
-    if asked == 0:
-        return "PENDING", []
-    details = [_node("root-driver", "SUCCEEDED"), _node("root", "RUNNING")]
-    for index, key in enumerate(order[:asked]):
-        running = index == asked - 1
-        if running and behaviour.cancel:
-            return "CANCELED", [*details, _node(key, "CANCELED")]
-        if not running and key == behaviour.fail_task:
-            return "FAILED", [*details, _node(key, "FAILED", "main: exit code 1")]
-        details += [_node(f"{key}-driver", "SUCCEEDED"), _node(key, "RUNNING" if running else "SUCCEEDED")]
-        details += [_node("executor", "RUNNING" if running else "SUCCEEDED")]
-    return ("SUCCEEDED" if asked > len(order) else "RUNNING"), details
-
-
-def _node(name: str, state: str, error: str = "") -> dict[str, Any]:
-    node: dict[str, Any] = {"display_name": name, "task_id": str(uuid.uuid4()), "state": state}
-    return {**node, "error": {"code": 2, "message": error}} if error else node
 
 
 def _create_recurring(call: Call) -> tuple[str, Any]:

@@ -172,6 +172,27 @@ def test_a_server_gone_for_good_says_how_to_follow_again(kfp: KfpServer, kinoflo
     assert kinoflow("follow", run_id, "--poll", "0.05").code == 0
 
 
+def test_a_token_that_expires_on_the_way_says_how_to_follow_again(
+    kfp: KfpServer, kinoflow: Submit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kfp.behaviour.token = TOKEN
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", TOKEN)
+    changer = threading.Thread(target=_expiry, args=(kfp,))
+    changer.start()
+    shown = kinoflow(*arguments("--poll", "0.3"))
+    changer.join()
+    (run_id,) = kfp.held.runs
+    assert shown.code == 1
+    assert "refused or has expired (401)" in shown.err and f"kinoflow follow {run_id}" in shown.err
+
+
+def _expiry(kfp: KfpServer) -> None:
+    deadline_s = time.monotonic() + 60
+    while not any(kfp.held.asked.values()) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    kfp.behaviour.token = "another"
+
+
 def test_ctrl_c_ends_the_following_and_not_the_run(kfp: KfpServer) -> None:
     command = [sys.executable, "-m", "pipelines.cli", *arguments("--poll", "30")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

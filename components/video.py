@@ -137,9 +137,9 @@ def decode_spans(
 
 
 def decode_pictures(path: Path | str) -> Iterator[Picture]:
-    """Decodes every frame once, in presentation order, and converts nothing before it is asked for.
+    """Decodes every frame once, in order, by one thread; converts nothing before it is asked for.
 
-    One thread decodes: of a damaged file, several would now give more frames and now fewer.
+    Of a damaged file several threads would now give more frames and now fewer.
 
     Yields:
         upright pictures; holding one holds the memory of the whole frame.
@@ -147,8 +147,7 @@ def decode_pictures(path: Path | str) -> Iterator[Picture]:
     Raises:
         UnreadableMedia: as `decode_frames`.
     """
-    path = Path(path)
-    still = open_still(path)
+    still = open_still(path := Path(path))
     if still is not None:
         yield StillPicture(still_frame(still, path))
         return

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import store, tables
@@ -204,6 +204,7 @@ names = st.sampled_from("abcdefgh")
 plans = st.lists(st.tuples(st.integers(1, 3), st.lists(names, min_size=1, max_size=4)), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(plans, st.sets(names, max_size=6))
 def test_a_plan_without_clips(made: list[tuple[int, list[str]]], taken: set[str]) -> None:
     plan = plan_of([[{"clip_id": clip, "num_frames": frames} for clip in batch] for frames, batch in made])

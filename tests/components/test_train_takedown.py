@@ -72,7 +72,7 @@ def test_a_stage_does_not_see_what_is_taken_down(data, tombstones, tmp_path):
     assert seen.clip_ids.to_list() == ["clip2", "clip4", "clip5"]
     assert touched_by(after.checkpoint) == (0, set()) and touched_by(before.checkpoint) == (3, {filed.id})
     published = manifest.load(after.checkpoint)
-    assert published.inputs.keys() == {"data", "taken_down"}
+    assert published.inputs.keys() == {"data", "clips", "taken_down"}
     assert published.facts["taken_down"][0]["num_clips"] == 3
     assert [point.samples for point in before.history] == [2] * STEPS
     assert [point.samples for point in after.history] == [1, 1, 2] * 4, "clips 0+3, 1+4, 2+5 become 4, 4, 2+5"
@@ -90,7 +90,7 @@ def test_it_goes_on_exactly_where_nothing_taken_down_was_seen(data, tombstones, 
     assert resumed.checkpoint_digest == fresh.checkpoint_digest and digests(resumed.checkpoint) == digests(
         fresh.checkpoint
     )
-    assert manifest.load(f"{tmp_path}/run/step-00000001").inputs.keys() == {"data"}, "it was not trained again"
+    assert manifest.load(f"{tmp_path}/run/step-00000001").inputs.keys() == {"data", "clips"}, "it was not trained again"
 
 
 def test_it_refuses_to_keep_what_it_learnt_until_told(data, tombstones, tmp_path, caplog):

@@ -67,6 +67,7 @@ def test_commands_tell_none(
     assert not written
 
 
+@pytest.mark.slow
 def test_a_whole_run_leaves_none_behind(finished: Finished) -> None:
     """Everything that the run has written: outputs, logs, events, reports, MLflow's database with all parameters."""
     home = finished.project / ".kinoflow"

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from components.cli import EXIT_FAILED, LOG_FORMAT
 from components.errors import KinoflowError
 from pipelines.changes import changes
 from pipelines.config import load_run_config, preset_names
+from pipelines.terminal import make_console
 
 HostOption = Annotated[str, typer.Option(help="Address of Kubeflow Pipelines; KF_PIPELINES_ENDPOINT.")]
 UiOption = Annotated[str, typer.Option(help="Address of its web pages, for links; KF_PIPELINES_UI_ENDPOINT.")]
@@ -80,7 +80,7 @@ def submit(
     if not register_only:
         submission.check()
     kubeflow = _connected(patience, host, ui_host, namespace, token_file, ca_file)
-    console = _console()
+    console = make_console()
     registered = register(kubeflow, submission, console)
     if register_only:
         return
@@ -111,7 +111,7 @@ def follow(
     kubeflow = _connected(patience, host, ui_host, namespace, token_file, ca_file)
     run = kubeflow.run(run_id)
     told: dict[str, Any] = (run.runtime_config.parameters if run.runtime_config else None) or {}
-    console = _console()
+    console = make_console()
     links(kubeflow, run_id, str(told.get("experiment", "")), str(told.get("run_name", "")), console)
     raise typer.Exit(follow_to_the_end(kubeflow, run_id, graph_of(kubeflow, run), console, poll))
 
@@ -140,7 +140,7 @@ def doctor(
     from pipelines.cluster import choose_cluster
     from pipelines.doctor import check_cluster, check_kubeflow, check_tracking, print_findings, print_settings
 
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+    console = make_console()
     if store is not None:
         from components.store.check import check_store
 
@@ -180,10 +180,6 @@ def _settings(**given: Any) -> Any:
     from pipelines.kubeflow import KubeflowSettings
 
     return KubeflowSettings(**{key: value for key, value in given.items() if value})
-
-
-def _console() -> Console:
-    return Console(highlight=False)
 
 
 def add_commands(app: typer.Typer) -> None:

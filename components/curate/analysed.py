@@ -36,8 +36,8 @@ DECIDED = {"seed", "rules", "captions", "eval_share", "max_failed_share", "worke
 """Settings that change no measure."""
 ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/pictures.py", "components/curate/**/*.py")
 NOT_ANALYSIS = {
-    "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "duplicates", "ledger", "merge", "parts",
-    "report", "rules", "split", "whatif", "workers",
+    "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "connected", "duplicates", "ledger",
+    "margin", "merge", "parts", "report", "rules", "split", "whatif", "workers",
 }  # fmt: skip
 FOUND_AS = {
     "source_id", "path", "object_key", "source", "licence", "attribution", "extra", "caption", "caption_shots",

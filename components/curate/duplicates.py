@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from components.curate.connected import connected
 from components.curate.fingerprint import NUM_WINDOWS, SIDE_PX, WINDOW_BYTES, parse
 
 MAX_TRIMMED = 0.115
@@ -77,27 +78,9 @@ def near_duplicate_groups(windows: NDArray[np.uint8], length_s: NDArray[np.float
     length = np.maximum(length_s, 1e-3)
     found = (pairs[differences(windows, length, pairs) <= MAX_DIFFERENCE] for pairs in _candidates(windows, length))
     edges = np.concatenate([np.empty((0, 2), np.int64), *found])
-    label = _connected(edges, count)
+    label = connected(edges, count)
     alone = np.bincount(label, minlength=count)[label] == 1
     return np.where(alone, -1, label)
-
-
-def _connected(edges: Pairs, count: int) -> Pairs:
-    """(count,) the smallest position that each one is connected to.
-
-    Labels sink along edges, and every label follows its own label, until nothing moves: each round at least halves
-    the height of the trees (Shiloach and Vishkin, 1982).
-    """
-    label = np.arange(count)
-    while True:
-        before = label.copy()
-        low = label[edges].min(axis=1)
-        for side in (0, 1):
-            np.minimum.at(label, before[edges[:, side]], low)
-            np.minimum.at(label, edges[:, side], low)
-        label = label[label]
-        if (label == before).all():
-            return label
 
 
 # --- two clips side by side ------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from components.curate.connected import connected
+
 Int64 = NDArray[np.int64]
 NEAR_DUPLICATE_GROUP = "near_duplicate_group"
 
@@ -68,26 +70,7 @@ def _groups(clips: pl.DataFrame, source: Int64, num_sources: int) -> Int64:
     if NEAR_DUPLICATE_GROUP in clips.columns:
         members = rows.select("source", clips[NEAR_DUPLICATE_GROUP]).drop_nulls()
         edges.append(members.select("source", other=pl.col("source").min().over(NEAR_DUPLICATE_GROUP)))
-    first, second = pl.concat(edges).unique().to_numpy().T
-    return _components(first, second, num_sources)
-
-
-def _components(first: Int64, second: Int64, count: int) -> Int64:
-    """(count,) the smallest number that each one is connected to by the edges first[i], second[i].
-
-    Labels sink along edges, and every label follows its own label, until nothing moves: each round at least halves
-    the height of the trees (Shiloach and Vishkin, 1982).
-    """
-    label = np.arange(count, dtype=np.int64)
-    while True:
-        before = label.copy()
-        low = np.minimum(label[first], label[second])
-        for end in (first, second):
-            np.minimum.at(label, before[end], low)
-            np.minimum.at(label, end, low)
-        label = label[label]
-        if (label == before).all():
-            return label
+    return connected(pl.concat(edges).unique().to_numpy(), num_sources)
 
 
 def _draw(seed: int, group: str) -> float:

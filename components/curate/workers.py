@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
 
-PARENT_CHECK_S = 1.0
+from components.worker_pool import worker_pool
+
 IN_FLIGHT_PER_WORKER = 3
 """Enough that no process waits, few enough that neither tasks nor results pile up."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-# Processes are started afresh: a fork would inherit the threads' locks of the parent.
-_CONTEXT = multiprocessing.get_context("spawn")
 
 
 def map_files(
@@ -52,9 +46,8 @@ def _until_broken(
     function: Callable[[Item], Result], items: Sequence[Item], indices: Iterator[int], workers: int
 ) -> Generator[tuple[int, Result], None, list[int]]:
     """Work through the indices; returns those under way when a process died, none when all are done."""
-    pool = ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=_start_worker, initargs=(os.getpid(),))
     under_way: dict[Future[Result], int] = {}
-    try:
+    with worker_pool(workers) as pool:
         while True:
             for index in itertools.islice(indices, IN_FLIGHT_PER_WORKER * workers - len(under_way)):
                 try:
@@ -69,8 +62,6 @@ def _until_broken(
                 return sorted(under_way.values())
             for future in done:
                 yield under_way.pop(future), future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _finished(under_way: dict[Future[Result], int]) -> Iterator[tuple[int, Result]]:
@@ -85,15 +76,3 @@ def _run_alone(
     for _, result in _until_broken(function, items, iter([index]), 1):
         return result
     return crashed(items[index])
-
-
-def _start_worker(parent: int) -> None:
-    cv2.setNumThreads(1)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """A parent that was killed cannot stop its workers; they see that they were handed to another one."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
 from typing import TypeVar
+
+from components.worker_pool import worker_pool
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PARENT_CHECK_S = 1.0
 AHEAD = 2
 """Items for each process that may be done before their turn."""
-# Processes are started afresh: a fork would inherit the threads' locks of the parent.
-_CONTEXT = multiprocessing.get_context("spawn")
 
 
 def map_in_order(
@@ -55,9 +51,8 @@ def _until_crash(
     function: Callable[[Item], Result], waiting: Iterator[Item], taken: deque[Item], workers: int
 ) -> Iterator[Result]:
     """Results in order; ends early when a process dies, and then `taken` holds the items that have none."""
-    pool = ProcessPoolExecutor(workers, mp_context=_CONTEXT, initializer=_start_worker, initargs=(os.getpid(),))
     running: deque[Future[Result]] = deque()
-    try:
+    with suppress(BrokenProcessPool), worker_pool(workers) as pool:
         while True:
             for item in islice(waiting, AHEAD * workers - len(running)):
                 taken.append(item)
@@ -65,18 +60,3 @@ def _until_crash(
             if not running:
                 return
             yield running.popleft().result()
-    except BrokenProcessPool:
-        return
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker(parent: int) -> None:
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """A parent that was killed cannot stop its workers; they see that they were handed to another one."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
-    os._exit(1)

@@ -29,6 +29,8 @@ BATCH_SIZE = 8
 LATENCIES_MS = (0, 20)
 STEP_S = 0.1
 """Of the steps that data are waited for: a little less than a step of the demo's first stage."""
+BEFORE_FIRST_STEP_S = 1.0
+"""A stage begins to read, then measures its processor for about this long."""
 
 
 def measure_loading(scratch: Path, settings: Settings) -> list[Figure]:
@@ -108,9 +110,10 @@ def waited(scratch: Path, endpoint: str, remote: str, plan: PlanFile, latency_ms
     """Share of the time that `read` took."""
     with slow_link(endpoint, latency_ms / 1e3) as address:
         os.environ["AWS_ENDPOINT_URL_S3"] = address
-        began_s = time.perf_counter()
         with BatchReader(ShardIndex(scratch / "shards" / LOCATIONS_FILE, remote), plan) as batches:
             batches.schedule(range(len(batches)))
+            work(BEFORE_FIRST_STEP_S)
+            began_s = time.perf_counter()
             for index in range(len(batches)):
                 batches.read(index)
                 work(STEP_S)

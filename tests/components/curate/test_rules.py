@@ -161,7 +161,7 @@ def test_a_published_table_can_be_decided_again() -> None:
     assert without["reason"].to_list() == [None, None, None, None, "near_duplicate", "decode_error", "not_media", None]
 
 
-def test_a_million_clips_are_decided_in_seconds() -> None:
+def test_a_million_clips_are_decided() -> None:
     count = 1_000_000
     draws = np.random.default_rng(3)
     few = tables.frame([clip()], tables.CLIPS)

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from model.iddpm import IDDPM
-from model.process import Denoiser, LatentSize, NoiseSource, SamplingStep, broadcast_frames, check_frame_mask
+from model.process import (
+    Denoiser,
+    LatentSize,
+    NoiseSource,
+    SamplingStep,
+    broadcast_frames,
+    check_frame_mask,
+    last_sample,
+)
 
 
 class DPMSolver:
@@ -107,11 +115,5 @@ class DPMSolver:
         Returns:
             (B, C, T, H, W).
         """
-        x = latents
-        for done, step in enumerate(
-            self.sample_steps(denoise, x, mask=mask, generator=generator, noise=noise), start=1
-        ):
-            x = step.sample
-            if on_step is not None:
-                on_step(done)
-        return x
+        steps = self.sample_steps(denoise, latents, mask=mask, generator=generator, noise=noise)
+        return last_sample(steps, on_step)

@@ -23,6 +23,7 @@ from model.process import (
     broadcast_frames,
     check_frame_mask,
     draw_normal,
+    last_sample,
     masked_mean,
 )
 
@@ -223,10 +224,6 @@ class RectifiedFlow:
         Returns:
             (B, C, T, H, W).
         """
-        x = latents
-        steps = self.sample_steps(denoise, latents, mask=mask, generator=generator, noise=noise, size=size)
-        for done, step in enumerate(steps, start=1):
-            x = step.sample
-            if on_step is not None:
-                on_step(done)
-        return x
+        return last_sample(
+            self.sample_steps(denoise, latents, mask=mask, generator=generator, noise=noise, size=size), on_step
+        )

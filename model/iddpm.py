@@ -23,6 +23,7 @@ from model.process import (
     SamplingStep,
     broadcast_frames,
     check_frame_mask,
+    last_sample,
     masked_mean,
 )
 from model.schedule import NUM_TRAIN_STEPS, Schedule, look_up
@@ -310,14 +311,12 @@ class IDDPM:
         Returns:
             (B, C, T, H, W).
         """
-        x = latents
-        steps = self.sample_steps(
-            denoise, latents, mask=mask, generator=generator, noise=noise, clip_denoised=clip_denoised, eta=eta
+        x = last_sample(
+            self.sample_steps(
+                denoise, latents, mask=mask, generator=generator, noise=noise, clip_denoised=clip_denoised, eta=eta
+            ),
+            on_step,
         )
-        for done, step in enumerate(steps, start=1):
-            x = step.sample
-            if on_step is not None:
-                on_step(done)
         if keep_condition_frames and mask is not None:
             x = torch.where(broadcast_frames(mask == 0), latents.to(x.dtype), x)
         return x

@@ -70,6 +70,15 @@ class NoiseSource:
         return noise.to(device=x.device, dtype=x.dtype)
 
 
+def last_sample(steps: Iterable[SamplingStep], on_step: Callable[[int], None] | None) -> Tensor:
+    """What a sampling loop ends with, (B, C, T, H, W); `on_step` is called with the number of steps done."""
+    for done, step in enumerate(steps, start=1):
+        sample = step.sample
+        if on_step is not None:
+            on_step(done)
+    return sample
+
+
 class LatentSampler(Protocol):
     """From noise to clean latents."""
 

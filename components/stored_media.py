@@ -11,37 +11,45 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from components import manifest, store
+from components.errors import KinoflowError
 from components.media import Frames, UnreadableMedia
 from components.video import read_frames
 
 logger = logging.getLogger(__name__)
 
 
+class DamagedObject(KinoflowError):  # noqa: N818  # the object's state, by the name its ledger slug has
+    """The stored bytes are not the ones that were ingested."""
+
+
 @contextmanager
-def local_object(objects: str, key: str, content_sha256: str | None = None) -> Iterator[Path]:
+def local_object(
+    objects: str, key: str, content_sha256: str | None = None, scratch: Path | None = None
+) -> Iterator[Path]:
     """A file with the bytes of an object, for as long as the body runs.
 
     Args:
         objects: URI prefix of the content-addressed objects.
         key: of one object below it.
         content_sha256: checked when given.
+        scratch: folder for a copy; the system's own when absent.
 
     Raises:
         StoreError: there is no such object, it cannot be read, or its key would leave the prefix.
-        UnreadableMedia: its bytes are not those.
+        DamagedObject: its bytes are not those.
     """
     uri = store.join(objects, store.safe_key(key))
-    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="kinoflow-", dir=scratch) as folder:
         path = Path(uri)
         if store.is_s3(uri):
-            path = Path(scratch) / PurePosixPath(key).name
+            path = Path(folder) / PurePosixPath(key).name
             found = store.download(uri, path).sha256
         elif path.is_file():
             found = manifest.sha256_file(path) if content_sha256 else ""
         else:
             raise store.ObjectMissing(f"There is no object {uri}.")
         if content_sha256 and found != content_sha256:
-            raise UnreadableMedia("decode_error", "the object no longer has the bytes that were ingested", uri)
+            raise DamagedObject(f"The object {key} no longer has the bytes that were ingested.")
         yield path
 
 

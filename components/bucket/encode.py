@@ -10,11 +10,9 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -31,6 +29,7 @@ from components import manifest, progress, store
 from components.errors import KinoflowError
 from components.plan_file import text_key
 from components.shared_tensors import SharedTensors
+from components.stored_media import DamagedObject, local_object
 from components.video import Frames, UnreadableMedia, decode_frames, resize_crop
 from model.autoencoder import Autoencoder
 from model.geometry import frame_indices
@@ -149,28 +148,20 @@ def read_windows(windows: Sequence[Window], objects: str) -> Iterator[tuple[Wind
     """
     for object_key, group in groupby(windows, key=lambda window: window.object_key):
         wanted = list(group)
-        with _local_object(store.join(objects, store.safe_key(object_key)), wanted[0]) as path:
-            try:
+        clip_id, uri = wanted[0].clip_id, store.join(objects, object_key)
+        try:
+            with local_object(objects, object_key, wanted[0].content_sha256) as path:
                 yield from _decode_windows(path, wanted)
-            except UnreadableMedia as error:
-                raise KinoflowError(
-                    f"Clip {wanted[0].clip_id} cannot be read any more from {store.join(objects, object_key)}: "
-                    f"{error.detail}; curate the videos again."
-                ) from error
-
-
-@contextmanager
-def _local_object(uri: str, window: Window) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
-        path = Path(uri)
-        if store.is_s3(uri):
-            path = Path(scratch) / path.name
-            store.download(uri, path)
-        elif not path.is_file():
-            raise KinoflowError(f"The source of clip {window.clip_id} is missing: there is no file {uri}.")
-        if manifest.sha256_file(path) != window.content_sha256:
-            raise KinoflowError(f"The source of clip {window.clip_id} at {uri} has changed; ingest the videos again.")
-        yield path
+        except store.ObjectMissing as error:
+            raise KinoflowError(f"The source of clip {clip_id} is missing: there is no file {uri}.") from error
+        except DamagedObject as error:
+            raise KinoflowError(
+                f"The source of clip {clip_id} at {uri} has changed; ingest the videos again."
+            ) from error
+        except UnreadableMedia as error:
+            raise KinoflowError(
+                f"Clip {clip_id} cannot be read any more from {uri}: {error.detail}; curate the videos again."
+            ) from error
 
 
 def _decode_windows(path: Path, windows: Sequence[Window]) -> Iterator[tuple[Window, Frames]]:

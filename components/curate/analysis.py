@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 
-from components import manifest, store
+from components import store
 from components.caption import clean_caption
 from components.config import CaptionConfig, CurateConfig
 from components.curate.clips import ClipMeasurer, MeasuredClip
 from components.curate.scores.clip import ModelUnusable
 from components.media import UnreadableMedia
+from components.stored_media import DamagedObject, local_object
 from components.video import decode_pictures
 
 logger = logging.getLogger(__name__)
@@ -47,7 +44,8 @@ def analyse(task: Task) -> list[Row]:
     clips: list[MeasuredClip] = []
     damage: str | None = None
     try:
-        with _local_object(task) as path:
+        video = task.video
+        with local_object(task.objects, str(video["object_key"]), str(video["content_sha256"])) as path:
             for picture in decode_pictures(path):
                 clips += measurer.add(picture)
     except UnreadableMedia as error:
@@ -56,7 +54,7 @@ def analyse(task: Task) -> list[Row]:
         damage = f"The file is damaged in this shot: {error.detail}."
     except store.ObjectMissing as error:
         return [rejected_row(task.video, "missing_object", str(error))]
-    except _DamagedObjectError as error:
+    except DamagedObject as error:
         return [rejected_row(task.video, "damaged_object", str(error))]
     clips += measurer.finish()
     rows = [_clip_row(task, index, clip) for index, clip in enumerate(clips)]
@@ -90,26 +88,6 @@ def rejected_row(video: Row, reason: str, detail: str) -> Row:
         "reason": reason,
         "detail": detail,
     }
-
-
-class _DamagedObjectError(Exception):
-    """The stored bytes are not the ones that were ingested."""
-
-
-@contextmanager
-def _local_object(task: Task) -> Iterator[Path]:
-    key = store.safe_key(str(task.video["object_key"]))
-    uri = store.join(task.objects, key)
-    with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
-        path = Path(uri)
-        if store.is_s3(uri):
-            path = Path(scratch) / PurePosixPath(key).name
-            store.download(uri, path)
-        elif not path.is_file():
-            raise store.ObjectMissing(f"There is no object {uri}.")
-        if manifest.sha256_file(path) != task.video["content_sha256"]:
-            raise _DamagedObjectError(f"The object {key} no longer has the bytes that were ingested.")
-        yield path
 
 
 def _clip_row(task: Task, index: int, clip: MeasuredClip) -> Row:

@@ -24,7 +24,7 @@ from components.config import CurateConfig
 from components.curate.rules import CAPTION_FAILED, apply_rules
 from components.errors import KinoflowError
 from components.media import Frames, UnreadableMedia
-from components.stored_media import fitted, local_object
+from components.stored_media import DamagedObject, fitted, local_object
 from components.video import pick_frames
 
 logger = logging.getLogger(__name__)
@@ -297,6 +297,6 @@ def _questions(
                     shown = tuple(held[number] for number in wanted)
                     yield Question(str(left[0]["clip_id"]), shown, _prompt(left[0], config))
                     left.pop(0)
-        except (UnreadableMedia, store.ObjectMissing) as error:
+        except (UnreadableMedia, DamagedObject, store.ObjectMissing) as error:
             detail = f"Its frames could not be read for a caption: {error}"
             answers |= {str(row["clip_id"]): Answer(None, detail) for row in left}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from components import manifest, store
+from components import store
 from components.cutting import Cut, copy_cuts, encode_cuts
 from components.media import UnreadableMedia, open_still
 from components.pack_config import PackConfig
 from components.packed import IMAGE_SUFFIXES, VIDEO_SUFFIX, member_name
+from components.stored_media import DamagedObject, local_object
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,8 @@ def cut_source(task: SourceTask) -> list[Piece]:
     """Cut all clips of one source; whatever is wrong with it is the reason of its clips."""
     task.folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _local_object(task) as path:
+        row = task.clips[0]
+        with local_object(task.objects, str(row["object_key"]), str(row["content_sha256"]), task.folder) as path:
             if task.clips[0]["media"] == "image":
                 return [_picture(task, row, path) for row in task.clips]
             return _videos(task, path)
@@ -66,7 +66,7 @@ def cut_source(task: SourceTask) -> list[Piece]:
         return _all_failed(task, "missing_object", str(error))
     except store.StoreError:
         raise
-    except _DamagedObjectError as error:
+    except DamagedObject as error:
         return _all_failed(task, "damaged_object", str(error))
     except UnreadableMedia as error:
         return _all_failed(task, error.reason, _sentence(error))
@@ -83,27 +83,6 @@ def crashed_source(task: SourceTask) -> list[Piece]:
 def failed(clip_id: str, reason: str, detail: str) -> Piece:
     """A clip that could not be cut."""
     return Piece(clip_id, None, {"outcome": "failed", "reason": reason, "detail": detail})
-
-
-class _DamagedObjectError(Exception):
-    """The stored bytes are not the ones that were ingested."""
-
-
-@contextmanager
-def _local_object(task: SourceTask) -> Iterator[Path]:
-    row = task.clips[0]
-    key = store.safe_key(str(row["object_key"]))
-    uri = store.join(task.objects, key)
-    with tempfile.TemporaryDirectory(dir=task.folder) as scratch:
-        path = Path(uri)
-        if store.is_s3(uri):
-            path = Path(scratch) / PurePosixPath(key).name
-            store.download(uri, path)
-        elif not path.is_file():
-            raise store.ObjectMissing(f"There is no object {uri}.")
-        if manifest.sha256_file(path) != row["content_sha256"]:
-            raise _DamagedObjectError(f"The object {key} no longer has the bytes that were ingested.")
-        yield path
 
 
 def _picture(task: SourceTask, row: Row, path: Path) -> Piece:

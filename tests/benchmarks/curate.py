@@ -14,7 +14,7 @@ import av
 from av.video.reformatter import VideoReformatter
 from scenedetect import AdaptiveDetector, VideoOpenFailure, detect
 
-from components import tables
+from components import layout, tables
 from components.config import CaptionConfig, CurateConfig, IngestConfig
 from components.curate import TABLE, CurateReport, curate
 from components.curate.scores import SCORERS, Look, Scorer, Sizes, sizes_of
@@ -61,7 +61,8 @@ def measure(data: Path, what: str, settings: Settings) -> list[Figure]:
     paths = sorted(path for path in Path(objects).rglob("*") if path.is_file())
 
     def stage(config: CurateConfig) -> CurateReport:
-        shutil.rmtree(out, ignore_errors=True)
+        for made in (out, layout.beside(objects, layout.ANALYSED)):  # measures that are kept would not be made again
+            shutil.rmtree(made, ignore_errors=True)
         return curate(config, ingested, objects, out)
 
     frames = stage(one_process).decoded_frames

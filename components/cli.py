@@ -15,10 +15,11 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from components.errors import KinoflowError
+from components.errors import KinoflowError, missing_package
 from components.progress import append_event
 
 PROGRESS_FILE_VARIABLE = "KINOFLOW_PROGRESS_FILE"
+OURS = ("model", "components", "pipelines")
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 EXIT_PREEMPTED = 75
@@ -65,6 +66,8 @@ def user_sentence(error: Exception) -> str | None:
         return _one_line(f"{key}: {first['msg'].removeprefix('Value error, ')}.")
     if isinstance(error, KinoflowError) or (isinstance(error, ValueError) and _raised_in_model(error.__traceback__)):
         return _one_line(str(error))
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] not in OURS:
+        return missing_package(error)
     return _disk_sentence(error)
 
 

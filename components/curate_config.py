@@ -52,3 +52,9 @@ class CurateConfig(Section):
     workers: int | None = Field(
         None, ge=1, description="Processes; all cores when absent. The result does not depend on it."
     )
+
+    @property
+    def needs_torch(self) -> bool:
+        """Whether a network is part of it: the image without torch cannot do it."""
+        captioner = self.captions.captioner
+        return self.clip is not None or (captioner is not None and captioner.source.kind == "folder")

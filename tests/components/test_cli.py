@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from components.cli import run_cli, user_sentence
-from components.config import CurationRules
+from components.config import CurateConfig, CurationRules
+from components.curate.scores.clip import ModelUnusable, load_clip
 from components.errors import KinoflowError
 from model.geometry import frame_indices
 
@@ -90,3 +92,29 @@ def test_which_errors_are_the_users() -> None:
     with pytest.raises(ValueError) as refused:
         frame_indices(5, 5, 3)
     assert user_sentence(refused.value) == str(refused.value)
+
+
+def test_a_package_that_an_image_does_not_hold_is_one_sentence() -> None:
+    sentence = user_sentence(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert sentence is not None
+    assert "torch is not installed here; run this in Kinoflow's image `train`" in sentence
+    assert user_sentence(ModuleNotFoundError("No module named 'components.x'", name="components.x")) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        ({}, False),
+        ({"clip": {"folder": "clip"}}, True),
+        ({"captions": {"captioner": {"source": {"kind": "folder", "folder": "vlm"}}}}, True),
+        ({"captions": {"captioner": {"source": {"kind": "openai", "url": "http://vllm/v1", "model": "m"}}}}, False),
+    ],
+)
+def test_curation_says_whether_it_needs_torch(given: dict[str, object], needs: bool) -> None:
+    assert CurateConfig.model_validate(given).needs_torch is needs
+
+
+def test_clip_without_torch_ends_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModelUnusable, match="transformers is not installed here"):
+        load_clip(str(tmp_path))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from components.config import ClipModelConfig
 from components.curate.scores.base import Columns, Look, Samples, ScoreInfo, Scorer
-from components.errors import KinoflowError
+from components.errors import KinoflowError, missing_package
 from components.media import Frames
 
 POSITIONS = (0.1, 0.5, 0.9)
@@ -117,10 +117,12 @@ def load_clip(folder: str) -> Any:
     """The model of a local folder, for inference.
 
     Raises:
-        ModelUnusable: it is no such folder.
+        ModelUnusable: it is no such folder, or torch is not installed here.
     """
-    from transformers import CLIPModel
-
+    try:
+        from transformers import CLIPModel
+    except ModuleNotFoundError as error:
+        raise ModelUnusable(missing_package(error)) from error
     if not (Path(folder) / "config.json").is_file():
         raise ModelUnusable(f"clip.folder {folder} holds no config.json; name a local folder with a CLIP model.")
     try:

@@ -28,8 +28,10 @@ from components.held_out import (
     open_held_out,
     timesteps_of,
 )
+from components.registry import version_tags
 from components.takedown import identity, kept_of, taken_down
 from components.tracking import Tracker, open_tracker
+from components.tracking.names import SCORES
 
 logger = logging.getLogger(__name__)
 KIND = "evaluation"
@@ -98,7 +100,7 @@ def evaluate(
         (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         publication.facts = json.loads(report.model_dump_json())
         publication.annotations = {"checkpoint": checkpoint}
-        _track(tracker, config, report, folder, checkpoint, published)
+        _track(tracker, config, tracking, report, folder, checkpoint, published)
         _attach_curation(tracker, clips, local)
     return report
 
@@ -235,6 +237,7 @@ def _attach_curation(tracker: Tracker, clips: str, scratch: Path) -> None:
 def _track(
     tracker: Tracker,
     config: EvaluateConfig,
+    tracking: TrackingConfig,
     report: EvaluateReport,
     folder: Path,
     checkpoint: str,
@@ -254,7 +257,7 @@ def _track(
             tracker.log_artifact(folder / name)
     for path in sorted((folder / "samples").glob("*")):
         tracker.log_artifact(path, "samples")
-    tags = {"checkpoint": checkpoint, "checkpoint_digest": report.checkpoint_digest, "stage": report.stage}
-    tracker.set_tags(tags)
+    tags = version_tags(checkpoint, published, tracking, metrics)
+    tracker.set_tags({name: value for name, value in tags.items() if name != SCORES})
     tracker.register_model(config.registered_model, checkpoint, config.alias, tags)
     manifest.pin(checkpoint, f"models:/{config.registered_model}@{config.alias}")

@@ -11,8 +11,8 @@ from uuid import uuid4
 import pytest
 from mlflow import MlflowClient
 
-from components import tracking
 from components.config import TrackingConfig, flatten
+from components.tracking import background as tracking
 from components.tracking import open_tracker
 
 

@@ -10,6 +10,8 @@ from components.caption_config import CaptionConfig
 from components.rules_config import CurationRules
 from components.section import Section
 
+TextDetector = Literal["classical", "neural"]
+
 
 class ShotConfig(Section):
     """Shot detection (PySceneDetect). `min_shot_s: 0.6` gives its own command line's cuts, frame for frame."""
@@ -46,6 +48,10 @@ class CurateConfig(Section):
     )
     clip: ClipModelConfig | None = Field(
         None, description="Measures aesthetic, text_match and embedding; they stay empty when absent."
+    )
+    text_detector: TextDetector = Field(
+        "classical",
+        description="What measures text_share: lines of strokes, or a trained network (needs the extra `text`).",
     )
     eval_share: float = Field(0.1, ge=0, lt=1, description="Share of source files held out for evaluation.")
     max_failed_share: float = Field(0.9, ge=0, le=1, description="The stage fails above this share of broken files.")

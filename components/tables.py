@@ -71,17 +71,22 @@ CLIPS: dict[str, pl.DataType | type[pl.DataType]] = {
     "frozen_share": pl.Float64,
     "letterbox_share": pl.Float64,
     "text_share": pl.Float64,
+    "text_detector": pl.String,  # which trained one measured text_share; null for the classical one
     "aesthetic": pl.Float64,  # this and the next two: null without a local CLIP
     "text_match": pl.Float64,
     "embedding": pl.Binary,  # float16, little-endian
     "phash": pl.Binary,  # what near-duplicates are found by, see components.curate.fingerprint
     "near_duplicate_group": pl.String,  # smallest clip id of those that look the same; null when alone
-    "near_duplicate_of": pl.String,  # clip id of the one that is kept
+    "semantic_group": pl.String,  # the same of those that show the same things; null when alone or not asked for
+    "near_duplicate_of": pl.String,  # clip id of the one that is kept, of either group
     "split": pl.String,  # "train" | "eval"; null unless kept
     "outcome": pl.String,  # "kept" | "dropped" | "rejected"
     "reason": pl.String,  # slug, null when kept
     "detail": pl.String,
 }
+
+ADDED = ("text_detector", "semantic_group")
+"""Columns that tables of earlier versions lack; they read as null there."""
 
 PLAN: dict[str, pl.DataType | type[pl.DataType]] = {
     "batch": pl.Int32,  # global index: rank r of R takes batch i*R + r at iteration i
@@ -142,7 +147,8 @@ def scan(path: Path, schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.L
         found = table.collect_schema()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
         raise KinoflowError(f"{path} is not a readable Parquet table: {error}.") from error
-    wrong = [name for name, kind in pl.Schema(schema).items() if found.get(name) != kind]
-    if wrong or len(found) != len(schema):
+    absent = [name for name in ADDED if name in schema and name not in found]
+    wrong = [name for name, kind in pl.Schema(schema).items() if found.get(name) != kind and name not in absent]
+    if wrong or len(found) + len(absent) != len(schema):
         raise KinoflowError(f"{path} does not have the expected columns (differs in {', '.join(wrong) or 'extra'}).")
-    return table
+    return table.with_columns(pl.lit(None, schema[name]).alias(name) for name in absent)

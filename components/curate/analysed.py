@@ -24,6 +24,7 @@ import components
 from components import layout, manifest, store, tables
 from components.config import CaptionConfig, CurateConfig
 from components.curate.analysis import CARRIED, Row, caption_of
+from components.curate.scores import neural_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ DECIDED = {"seed", "rules", "captions", "eval_share", "max_failed_share", "worke
 ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/pictures.py", "components/curate/**/*.py")
 NOT_ANALYSIS = {
     "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "connected", "duplicates", "ledger",
-    "margin", "merge", "parts", "report", "rules", "split", "whatif", "workers",
+    "margin", "merge", "parts", "report", "rules", "semantic", "split", "whatif", "workers",
 }  # fmt: skip
 FOUND_AS = {
     "source_id", "path", "object_key", "source", "licence", "attribution", "extra", "caption", "caption_shots",
@@ -51,7 +52,8 @@ SEGMENT = {**tables.CLIPS, FILE_KEY: pl.String}
 def analysis_digest(config: CurateConfig) -> str:
     """Names everything that decides a measure besides the file: settings and code (32 hex digits)."""
     settings = config.model_dump(mode="json", exclude=DECIDED)
-    return manifest.digest_of({"settings": settings, "code": _analysis_code()})[:32]
+    models = {"text_detector": neural_text.identity()} if config.text_detector == "neural" else {}
+    return manifest.digest_of({"settings": settings, "code": _analysis_code(), **models})[:32]
 
 
 def measures_of(objects: str, config: CurateConfig) -> str:

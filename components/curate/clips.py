@@ -41,7 +41,7 @@ class ClipMeasurer:
         self._long_side_px = config.analysis_long_side_px
         self._detector = ShotDetector(config.shots, fps)
         self._longest = max(1, math.floor(config.shots.max_shot_s * fps))
-        self._scorers: list[Scorer] = make_scorers(config.clip)
+        self._scorers: list[Scorer] = make_scorers(config.clip, config.text_detector)
         self._waiting: deque[Look] = deque()
         self._cuts: deque[int] = deque()
         self._start = self._counted_from = 0

@@ -11,7 +11,7 @@ contrast, and within neighbouring cells one matrix product rules out nearly all 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import polars as pl
@@ -35,7 +35,7 @@ MAX_COLOUR_DISTANCE = 0.4
 """Of pairs that are looked at closely: of their smaller contrast. Copies differ by up to 0.21 and 0.18."""
 LENGTH_STEP, BRIGHTNESS_STEP, CONTRAST_STEP = 0.27, 26.0, 0.25
 """Cells: copies differ by less than one step in the logarithm of the length, luma, the logarithm of contrast."""
-ROWS_AT_ONCE, PAIRS_AT_ONCE = 1024, 4096
+PRODUCTS_AT_ONCE, ROWS_AT_ONCE, PAIRS_AT_ONCE = 1 << 22, 1024, 4096
 CROWD = 24
 """Where more clips than these look like one, it is compared with the first and the most similar of them only."""
 
@@ -76,11 +76,25 @@ def near_duplicate_groups(windows: NDArray[np.uint8], length_s: NDArray[np.float
     """
     count = len(windows)
     length = np.maximum(length_s, 1e-3)
-    found = (pairs[differences(windows, length, pairs) <= MAX_DIFFERENCE] for pairs in _candidates(windows, length))
+    candidates = _batched(_candidates(windows, length))
+    found = (pairs[differences(windows, length, pairs) <= MAX_DIFFERENCE] for pairs in candidates)
     edges = np.concatenate([np.empty((0, 2), np.int64), *found])
     label = connected(edges, count)
     alone = np.bincount(label, minlength=count)[label] == 1
     return np.where(alone, -1, label)
+
+
+def _batched(pairs: Iterable[Pairs]) -> Iterator[Pairs]:
+    """The same pairs, a few thousand at a time: most cells have only a few."""
+    waiting, count = list[Pairs](), 0
+    for some in pairs:
+        waiting.append(some)
+        count += len(some)
+        if count >= PAIRS_AT_ONCE:
+            yield np.concatenate(waiting)
+            waiting, count = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 # --- two clips side by side ------------------------------------------------------------------------------------------
@@ -114,10 +128,18 @@ def differences(windows: NDArray[np.uint8], length_s: NDArray[np.float64], pairs
     return result
 
 
-def _contrast(windows: Float) -> NDArray[np.float64]:
-    """(n,) standard deviation over space and time, mean over the channels."""
-    channels = windows.reshape(len(windows), -1, 3)
-    contrast: NDArray[np.float64] = np.sqrt(channels.var(axis=1, dtype=np.float64).mean(axis=1))
+def _contrast(centred: Float) -> NDArray[np.float64]:
+    """(n,) standard deviation over space and time, mean over the channels.
+
+    Args:
+        centred: (n, 8, 192) whole levels from -128 to 127; sums and squares of these are exact in single precision.
+    """
+    count = NUM_WINDOWS * SIDE_PX * SIDE_PX
+    total, squares = (
+        values.sum(axis=1).reshape(-1, SIDE_PX * SIDE_PX, 3).sum(axis=1).astype(np.float64) / count
+        for values in (centred, np.square(centred))
+    )
+    contrast: NDArray[np.float64] = np.sqrt((squares - np.square(total)).mean(axis=1))
     return contrast
 
 
@@ -223,7 +245,7 @@ class _Looks:
         for start in range(0, count, PAIRS_AT_ONCE):
             some = windows[start : start + PAIRS_AT_ONCE].astype(np.float32)
             rows, mean = slice(start, start + len(some)), some[:, middle].mean(axis=1)
-            self.contrast[rows] = _contrast(some)
+            self.contrast[rows] = _contrast(some - 128.0)
             self.colour[rows] = mean @ to_colour
             pattern = (mean @ to_pattern) / np.maximum(self.contrast[rows, None], MIN_CONTRAST)
             self.left[rows, :-2] = self.right[rows, :-2] = pattern
@@ -231,14 +253,17 @@ class _Looks:
 
     def similar(self, rows: Pairs, columns: Pairs, length: NDArray[np.float64]) -> Iterator[Pairs]:
         """Pairs of a clip of one cell and a clip of another, or of the same, that are similar in every respect."""
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            some = rows[start : start + ROWS_AT_ONCE]
-            nearness = self.left[some] @ self.right[columns].T
-            close = nearness >= 0
+        right = np.ascontiguousarray(self.right[columns].T)
+        step = min(max(PRODUCTS_AT_ONCE // len(columns), 1), ROWS_AT_ONCE)
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            nearness = self.left[some] @ right
+            row, column = np.divmod(np.flatnonzero(nearness >= 0), len(columns))
             if rows is columns:
-                close &= some[:, None] < columns[None]
-            if close.any():
-                row, column = _uncrowded(close, nearness)
+                is_later = start + row < column
+                row, column = row[is_later], column[is_later]
+            if len(row):
+                row, column = _uncrowded(row, column, nearness)
                 pairs = np.sort(np.stack([some[row], columns[column]], axis=1), axis=1)
                 yield pairs[self._fit(pairs, length)]
 
@@ -251,17 +276,17 @@ class _Looks:
         return fits
 
 
-def _uncrowded(close: NDArray[np.bool_], nearness: Float) -> tuple[Pairs, Pairs]:
-    """Where `close` holds; in a row where it holds more than `CROWD` times, the first and the nearest of them only."""
-    crowded = np.flatnonzero(close.sum(axis=1) > CROWD)
-    if len(crowded):
-        first = np.cumsum(close[crowded], axis=1) <= CROWD // 2
-        distances = np.where(close[crowded], -nearness[crowded], np.inf)
-        nearest = np.zeros_like(first)
-        np.put_along_axis(nearest, np.argpartition(distances, CROWD // 2, axis=1)[:, : CROWD // 2], True, axis=1)
-        close[crowded] &= first | nearest
-    rows, columns = np.nonzero(close)
-    return rows, columns
+def _uncrowded(row: Pairs, column: Pairs, nearness: Float) -> tuple[Pairs, Pairs]:
+    """Places in a matrix, by row and column; of a row with more than `CROWD` of them the first and the nearest only."""
+    counts = np.bincount(row, minlength=len(nearness))
+    if counts.max() <= CROWD:
+        return row, column
+    begins = np.cumsum(counts) - counts
+    by_nearness = np.lexsort((-nearness[row, column], row))
+    rank_in_row = np.arange(len(row)) - begins[row]
+    stays = (counts[row] <= CROWD) | (rank_in_row < CROWD // 2)
+    stays[by_nearness[rank_in_row < CROWD // 2]] = True
+    return row[stays], column[stays]
 
 
 def _frequencies() -> tuple[Float, Float]:

@@ -68,7 +68,7 @@ def publish(
     # The number of processes changes nothing in the result, nor does the number of parts.
     recorded = config.model_copy(update={"workers": None})
     filed = concerning(table, in_force(beside(objects)))
-    inputs = {"videos": source.digest, **identity([each.id for each in filed])}
+    inputs = {**measuring.inputs_of(config, source), **identity([each.id for each in filed])}
     found = manifest.reusable(out, KIND, config=recorded, inputs=inputs)
     if found is None:
         ledger.check_captions(config, videos, table)
@@ -112,7 +112,7 @@ def _gather(config: CurateConfig, source: Manifest, shots: str, count: int) -> p
             folder = Path(scratch) / str(part)
             published = manifest.fetch(uri, folder, [measuring.TABLE], kind=measuring.KIND)
             made_with = manifest.digest_of(measuring.recorded(config, part, count))
-            if published.inputs != {"videos": source.digest} or published.config_digest != made_with:
+            if published.inputs != measuring.inputs_of(config, source) or published.config_digest != made_with:
                 raise KinoflowError(f"{uri} was made from other videos or with other settings; make this part again.")
             found.append(tables.read(folder / measuring.TABLE, tables.CLIPS))
     return pl.concat(found).sort("clip_id")

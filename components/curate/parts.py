@@ -16,6 +16,7 @@ from components.config import CurateConfig
 from components.curate import ledger
 from components.curate.analysed import AnalysedFiles
 from components.curate.analysis import Row, Task, analyse_safely, crashed_row, rejected_row
+from components.curate.scores import neural_text
 from components.curate.workers import map_files
 from components.errors import KinoflowError
 from components.manifest import Manifest
@@ -58,7 +59,7 @@ def curate_part(config: CurateConfig, videos: str, objects: str, out: str, part:
     if not 0 <= part < parts:
         raise KinoflowError(f"There is no part {part} of {parts}; parts count from 0.")
     source, table = read_videos(videos)
-    settings, inputs = recorded(config, part, parts), {"videos": source.digest}
+    settings, inputs = recorded(config, part, parts), inputs_of(config, source)
     found = manifest.reusable(out, KIND, config=settings, inputs=inputs)
     if found is None:
         ledger.check_captions(config, videos, table)
@@ -87,6 +88,16 @@ def recorded(config: CurateConfig, part: int, parts: int) -> dict[str, JsonValue
     """What decides the rows of a part, for its manifest; a changed threshold makes no part anew."""
     settings = config.model_dump(mode="json", exclude={"seed", "rules", "eval_share", "max_failed_share", "workers"})
     return {"settings": settings, "part": part, "parts": parts}
+
+
+def inputs_of(config: CurateConfig, videos: Manifest) -> dict[str, str]:
+    """What else decides the rows of a part: the files, and weights that are looked at them with.
+
+    Raises:
+        ModelUnusable: weights that the configuration asks for are not there.
+    """
+    weights = {"text_detector": neural_text.digest()} if config.text_detector == "neural" else {}
+    return {"videos": videos.digest, **weights}
 
 
 def deal(videos: pl.DataFrame, parts: int) -> list[pl.DataFrame]:

@@ -70,3 +70,13 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         (tmp_path / "bad.parquet").write_bytes(data)
         with pytest.raises(KinoflowError, match="not a readable Parquet"):
             tables.read(tmp_path / "bad.parquet", tables.VIDEOS)
+
+
+def test_a_table_of_an_earlier_version_reads_with_the_added_columns_empty(tmp_path: Path) -> None:
+    table = tables.frame([{"clip_id": "a", "outcome": "kept"}], tables.CLIPS)
+    table.drop(tables.ADDED).write_parquet(tmp_path / "clips.parquet")
+    assert tables.read(tmp_path / "clips.parquet", tables.CLIPS).equals(table)
+    assert tables.scan(tmp_path / "clips.parquet", tables.CLIPS).select("text_detector").collect().item() is None
+    table.drop("motion").write_parquet(tmp_path / "other.parquet")
+    with pytest.raises(KinoflowError, match=r"differs in motion"):
+        tables.read(tmp_path / "other.parquet", tables.CLIPS)

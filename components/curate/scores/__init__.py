@@ -11,8 +11,10 @@ from components.curate.scores.clip import TEXT_MATCH, ClipFeatures
 from components.curate.scores.fingerprint import Fingerprint
 from components.curate.scores.light import Detail, Letterbox, Light
 from components.curate.scores.movement import CameraMotion, Flow, Motion
+from components.curate.scores.neural_text import NeuralTextOverlay
 from components.curate.scores.text_overlay import TextOverlay
 from components.curate.shots import detection_size
+from components.curate_config import TextDetector
 
 __all__ = ["SCORERS", "SCORES", "Look", "ScoreInfo", "Scorer", "Sizes", "make_scorers", "sizes_of"]
 
@@ -20,16 +22,17 @@ TEXT_SCALE = 1.5
 
 SCORERS: tuple[type[Scorer], ...] = (Light, Detail, Letterbox, Motion, Flow, CameraMotion, TextOverlay, Fingerprint)
 
-_ALL: tuple[type[Scorer], ...] = (*SCORERS, ClipFeatures)
+_ALL: tuple[type[Scorer], ...] = (*SCORERS, NeuralTextOverlay, ClipFeatures)
 _INFOS = (*(info for scorer in _ALL for info in scorer.columns), TEXT_MATCH)
 
 SCORES: Mapping[str, ScoreInfo] = MappingProxyType({info.name: info for info in _INFOS})
-"""Every score by the name of its column; those of CLIP are null unless its weights are configured."""
+"""Every score by the name of its column; null where its model is not configured."""
 
 
-def make_scorers(clip: ClipModelConfig | None = None) -> list[Scorer]:
+def make_scorers(clip: ClipModelConfig | None = None, text_detector: TextDetector = "classical") -> list[Scorer]:
     """One of each, for one file."""
-    scorers = [scorer() for scorer in SCORERS]
+    chosen = [NeuralTextOverlay if text_detector == "neural" and each is TextOverlay else each for each in SCORERS]
+    scorers = [scorer() for scorer in chosen]
     return scorers if clip is None else [*scorers, ClipFeatures(clip)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -94,7 +95,7 @@ def write_animation(path: Path | str, frames: Iterable[Frames], fps: float, *, c
     path = Path(path)
     first, *others = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames]
     if path.suffix.lower() == ".gif":
-        extra = {} if comment is None else {"comment": comment.encode()}
+        extra: dict[str, Any] = {} if comment is None else {"comment": comment.encode()}
         first.save(
             path, save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0,
             optimize=False, **extra,
@@ -103,7 +104,9 @@ def write_animation(path: Path | str, frames: Iterable[Frames], fps: float, *, c
     text = PngInfo()
     if comment is not None:
         text.add_itxt(COMMENT, comment)
-    moving = {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0} if others else {}
+    moving: dict[str, Any] = (
+        {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0} if others else {}
+    )
     first.save(path, pnginfo=text, **moving)
 
 

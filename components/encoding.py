@@ -107,7 +107,7 @@ def write_animation(path: Path | str, frames: Iterable[Frames], fps: float, *, c
     moving: dict[str, Any] = (
         {"save_all": True, "append_images": others, "duration": 1000 / fps, "loop": 0} if others else {}
     )
-    first.save(path, pnginfo=text, **moving)
+    first.save(path, pnginfo=text, **(moving if others else {}))
 
 
 def read_comment(path: Path | str) -> str | None:

@@ -1,29 +1,27 @@
 """Videos and still images on disk: what they are, their frames, and how to write them.
 
-With `components.pictures` the only file that knows codecs (PyAV for videos, Pillow for stills). Frames are uint8 RGB
-arrays (H, W, 3), upright: rotations and mirrorings stored in the file are already applied.
+With `components.pictures` and `components.encoding` the files that know codecs (PyAV for videos, Pillow for stills).
+Frames are uint8 RGB arrays (H, W, 3), upright: rotations and mirrorings stored in the file are already applied.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 from av.codec.context import ThreadType
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
-from components.errors import KinoflowError
+from components.encoding import SWSCALE, write_video
 from components.media import (
     Frames,
     UnreadableMedia,
@@ -55,8 +53,6 @@ __all__ = [
 # Demuxers of real video files. Playlists, concat scripts and text renderers stay out: a hostile
 # "video" must not make the decoder read other files or addresses.
 VIDEO_DEMUXERS = "mov,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,gif,ivf,mxf"
-BT709, LIMITED_RANGE = 1, 1
-SWSCALE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -205,56 +201,6 @@ def pick_frames(
     )
 
 
-def write_video(
-    path: Path | str,
-    frames: Frames | Iterable[Frames],
-    fps: float,
-    *,
-    codec: str = "libx264",
-    crf: int = 18,
-    rotation_deg: int = 0,
-) -> None:
-    """Encodes frames; the same frames give the same bytes on every run.
-
-    Args:
-        path: the suffix chooses the container (.mp4, .mkv, .mov, ...).
-        frames: (N, H, W, 3) uint8 RGB, or an iterable of (H, W, 3); odd sizes are kept (4:4:4 chroma).
-        fps: frames per second; rates like 29.97 become their exact fraction.
-        codec: an FFmpeg encoder.
-        crf: quality, lower is better, for encoders that have it.
-        rotation_deg: clockwise turn (multiple of 90) players shall apply; `frames` are stored as given.
-    """
-    path = Path(path)
-    source = iter(frames)
-    first = next(source, None)
-    if first is None:
-        raise ValueError(f"no frames to write to {path}")
-    height, width = first.shape[:2]
-    pix_fmt = "yuv420p" if height % 2 == 0 and width % 2 == 0 else "yuv444p"
-    reformatter = VideoReformatter()
-    # The index goes first, and neither dates nor versions go in: the same frames, the same bytes.
-    options = {"movflags": "faststart"} if path.suffix.lower() in {".mp4", ".mov", ".m4v"} else {}
-    with av.open(str(path), "w", options=options | {"fflags": "bitexact"}) as container:
-        stream = _add_stream(container, codec, fps)
-        _configure_encoder(stream, height, width, pix_fmt, crf)
-        if rotation_deg:
-            stream.set_display_rotation(-rotation_deg)
-        for array in chain([first], source):
-            if array.shape != first.shape or array.dtype != np.uint8:
-                raise ValueError(f"frames of {path} must all be uint8 {first.shape}, got {array.dtype} {array.shape}")
-            rgb = VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-            yuv = reformatter.reformat(
-                rgb,
-                format=pix_fmt,
-                dst_colorspace=Colorspace.ITU709,
-                dst_color_range=ColorRange.MPEG,
-                interpolation=SWSCALE,
-                threads=1,
-            )
-            container.mux(stream.encode(yuv))
-        container.mux(stream.encode(None))
-
-
 def resize_crop(frames: Frames, height: int, width: int, *, is_image: bool = False) -> Frames:
     """Scales to cover (height, width), keeping the aspect ratio, and cuts the centre out.
 
@@ -374,27 +320,3 @@ def _duration_s(container: InputContainer, stream: VideoStream) -> float | None:
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration is not None else None
-
-
-def _add_stream(container: OutputContainer, codec: str, fps: float) -> VideoStream:
-    try:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-    except (av.FFmpegError, ValueError) as error:
-        raise KinoflowError(
-            f"cannot encode with {codec!r} ({phrase(error)}): choose a video encoder, such as libx264"
-        ) from error
-    if not isinstance(stream, VideoStream):
-        raise KinoflowError(f"{codec!r} is no video encoder; choose one, such as libx264")
-    return stream
-
-
-def _configure_encoder(stream: VideoStream, height: int, width: int, pix_fmt: str, crf: int) -> None:
-    stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
-    context = stream.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = BT709
-    context.color_range = LIMITED_RANGE
-    context.thread_count = 1
-    stream.options = {"crf": str(crf), "g": "24", "bf": "0", "sc_threshold": "0", "flags": "+bitexact", "threads": "1"}
-    if context.name == "libx264":
-        # Its assembly gives other bytes about once in a hundred files; without it they are always the common ones.
-        stream.options |= {"x264-params": "asm=0"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.masks import MaskGroup, apply_mask_strategy
+from model.masks import MaskGroup, apply_mask_strategy, parse_mask_strategy
 from model.process import Denoiser, LatentSampler, LatentSize
 
 Network = Callable[..., Tensor]
@@ -50,12 +50,13 @@ class ClassifierFreeGuidance:
     Args:
         network: as in `TextConditionedDenoiser`.
         text_features: (N, M, Cy) or (N, 1, M, Cy), of the prompts.
-        text_mask: (N, M); the null half uses the prompt's mask too, as in training.
+        text_mask: (N, M); the null half uses the prompt's mask too, as in training, unless it has its own.
         scale: guidance scale; 1 follows the prompt unguided.
         cfg_channel: how many leading output channels are guided; None = as many as the latents have, all that is
             predicted but sigma. Open-Sora 1.1's configurations guide 3 of 4.
         null_features: (M', Cy) or (N, M, Cy), text to steer away from; None = the network's own null text,
             `network.y_embedder.y_embedding`.
+        null_mask: (N, M), of that text.
         clip_info: num_frames, height, width, ar and fps, each (N,).
     """
 
@@ -68,6 +69,7 @@ class ClassifierFreeGuidance:
         scale: float = 4.0,
         cfg_channel: int | None = None,
         null_features: Tensor | None = None,
+        null_mask: Tensor | None = None,
         **clip_info: Tensor,
     ) -> None:
         features = text_features[:, None] if text_features.ndim == 3 else text_features
@@ -78,7 +80,7 @@ class ClassifierFreeGuidance:
         self._denoise = TextConditionedDenoiser(
             network,
             torch.cat([features, null]),
-            None if text_mask is None else torch.cat([text_mask, text_mask]),
+            None if text_mask is None else torch.cat([text_mask, text_mask if null_mask is None else null_mask]),
             **{name: torch.cat([value, value]) for name, value in clip_info.items()},
         )
 
@@ -208,6 +210,91 @@ class GeneratedClip:
         return self.pixels[:, :, self.num_repeated_frames :]
 
 
+class Continuation:
+    """What the clips of a long video are conditioned on, one after the other (Open-Sora 1.1's autoregressive loop).
+
+    Each clip after the first has the last frames of the one before written over its first frames. Groups for that
+    clip in the given strategies act first, so the continuation wins where they overlap. Of earlier clips only those
+    stay in memory that a group of a later clip names.
+
+    Args:
+        references: per sample its references (C, T_ref, H, W).
+        strategies: per sample its mask strategy, or None.
+        condition_frame_length: c, frames carried from clip to clip.
+    """
+
+    def __init__(
+        self,
+        references: Sequence[Sequence[Tensor] | None],
+        strategies: Sequence[str | None],
+        condition_frame_length: int,
+    ) -> None:
+        self.condition_frame_length = condition_frame_length
+        self.strategies: list[str | None] = list(strategies)
+        self._references = [list(own or ()) for own in references]
+        self._named = [_named_clips(own, strategy) for own, strategy in zip(self._references, strategies, strict=True)]
+        self._held: list[list[int]] = [[] for _ in self._references]
+        self._loop_index = 0
+
+    def write(self, latents: Tensor) -> Tensor:
+        """Write this clip's conditions into its noise, in place; returns the mask (B, T).
+
+        Raises:
+            ValueError: when c does not leave a frame to generate, or a strategy cannot be carried out.
+        """
+        if self._loop_index:
+            _check_carried(self.condition_frame_length, latents.shape[2])
+        return apply_mask_strategy(latents, self._references, self.strategies, self._loop_index)
+
+    def carry(self, encoded: Tensor) -> None:
+        """Go on to the next clip.
+
+        Args:
+            encoded: (B, C, T', H, W), latents of the clip that has ended: the whole clip where a strategy names it
+                (`needs_whole_clip`), else its last c frames suffice.
+        """
+        self._loop_index += 1
+        for sample, latents in enumerate(encoded):
+            own, named, held = self._references[sample], self._named[sample], self._held[sample]
+            for index in [index for index in held if named.get(index, -1) < self._loop_index]:
+                own[index] = own[index][:, :0].clone()
+                held.remove(index)
+            held.append(len(own))
+            own.append(latents)
+            self.strategies[sample] = _continue_strategy(
+                self.strategies[sample], self._loop_index, len(own) - 1, self.condition_frame_length
+            )
+
+    @property
+    def needs_whole_clip(self) -> bool:
+        """Whether a group of a later clip names the clip that is being made."""
+        return any(len(own) in named for own, named in zip(self._references, self._named, strict=True))
+
+    @property
+    def held_frames(self) -> int:
+        """Latent frames in memory, over all samples and references."""
+        return sum(reference.shape[1] for own in self._references for reference in own)
+
+
+def _named_clips(references: Sequence[Tensor], strategy: str | None) -> dict[int, int]:
+    """Which clips of the video itself some groups name, by their index as a reference, and the last loop to do so."""
+    named: dict[int, int] = {}
+    for group in parse_mask_strategy(strategy):
+        known = len(references) + group.loop_index
+        index = group.reference_index + (known if group.reference_index < 0 else 0)
+        if index >= len(references):
+            named[index] = max(group.loop_index, named.get(index, -1))
+    return named
+
+
+def _check_carried(length: int, num_frames: int) -> None:
+    if not 0 <= length < num_frames:
+        raise ValueError(
+            f"condition_frame_length must lie between 0 and {num_frames - 1} for clips of {num_frames} frames, "
+            f"got {length}."
+        )
+
+
 def extend_video(
     sample: Callable[[Tensor, Tensor, int], Tensor],
     draw_latents: Callable[[int], Tensor],
@@ -219,11 +306,7 @@ def extend_video(
     references: Sequence[Sequence[Tensor] | None] | None = None,
     strategies: Sequence[str | None] | None = None,
 ) -> Iterator[GeneratedClip]:
-    """Generate a long video clip by clip (Open-Sora 1.1's autoregressive loop).
-
-    Each clip after the first is conditioned on the last frames of the one before: that clip's decoded pixels are
-    encoded again, appended to every sample's references, and written over the first frames. Groups for that clip
-    in the given strategies act first, so the continuation wins where they overlap.
+    """Generate a long video clip by clip (see `Continuation`), decoding whole clips.
 
     Args:
         sample: `sample(latents, mask (B, T), loop_index) -> latents`; the loop index selects the text.
@@ -241,31 +324,21 @@ def extend_video(
     Raises:
         ValueError: when c does not leave a frame to generate, or a strategy cannot be carried out.
     """
-    known: list[list[Tensor]] | None = None if references is None else [list(own or ()) for own in references]
-    current = None if strategies is None else list(strategies)
-    previous: Tensor | None = None
+    continuation: Continuation | None = None
     for loop_index in range(num_loops):
         latents = draw_latents(loop_index)
-        batch_size, num_frames = latents.shape[0], latents.shape[2]
-        if num_loops > 1 and not 0 <= condition_frame_length < num_frames:
-            raise ValueError(
-                f"condition_frame_length must lie between 0 and {num_frames - 1} for clips of {num_frames} frames, "
-                f"got {condition_frame_length}."
-            )
-        known = known if known is not None else [[] for _ in range(batch_size)]
-        current = current if current is not None else [None] * batch_size
-        if previous is not None:
-            for own, encoded in zip(known, encode(previous), strict=True):
-                own.append(encoded)
-            current = [
-                _continue_strategy(strategy, loop_index, len(own) - 1, condition_frame_length)
-                for strategy, own in zip(current, known, strict=True)
-            ]
-        mask = apply_mask_strategy(latents, known, current, loop_index)
+        if continuation is None:
+            nothing = [None] * latents.shape[0]
+            continuation = Continuation(references or nothing, strategies or nothing, condition_frame_length)
+            if num_loops > 1:
+                _check_carried(condition_frame_length, latents.shape[2])
+        mask = continuation.write(latents)
         sampled = sample(latents, mask, loop_index)
-        previous = decode(sampled)
+        pixels = decode(sampled)
         repeated = condition_frame_length if loop_index else 0
-        yield GeneratedClip(loop_index, sampled, previous, mask, tuple(current), repeated)
+        yield GeneratedClip(loop_index, sampled, pixels, mask, tuple(continuation.strategies), repeated)
+        if loop_index + 1 < num_loops:
+            continuation.carry(encode(pixels))
 
 
 def _continue_strategy(strategy: str | None, loop_index: int, reference_index: int, length: int) -> str:

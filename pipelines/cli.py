@@ -281,7 +281,7 @@ def generate(
     home = home_folder()
     source = _resolve_checkpoint(checkpoint, home)
     with running_services(home, Ports(), only_store=True):
-        from components.generation import generate_command
+        from components.generation.command import generate_command
 
         for path in generate_command(
             checkpoint=source, prompts=prompt, out=str(out), num_frames=num_frames,

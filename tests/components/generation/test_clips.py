@@ -104,9 +104,9 @@ def test_a_flow_is_not_sampled_by_another_solver(bundle):
         run(bundle, [Request("a red circle", 1)], sampling=SOLVER)
 
 
-def test_a_size_that_does_not_divide_is_refused(bundle):
-    with pytest.raises(KinoflowError, match="30x32 does not divide by the autoencoder's stride 8"):
-        run(bundle, [Request("a red circle", 1)], height=30)
+def test_any_size_comes_out_as_it_was_asked_for(bundle):
+    request = Request(SCENE.caption, 1, references=(picture(),), mask_strategy="0")
+    assert run(bundle, [request], height=30, width=45)[0].shape == (4, 30, 45, 3)
 
 
 def test_a_reference_of_another_size_is_fitted(bundle, tmp_path: Path):

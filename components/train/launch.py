@@ -22,6 +22,7 @@ from components.cli import EXIT_HUNG, EXIT_PREEMPTED
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.train.interruption import Preempted
+from components.train_command import train_command
 
 AGENT_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 GRACE_MARGIN_S = 5
@@ -60,7 +61,7 @@ def launch(
         rdzv_endpoint="localhost:0", max_restarts=0, start_method="spawn", local_addr="localhost",
         shutdown_timeout=round(config.grace_s) + GRACE_MARGIN_S,
     )  # fmt: skip
-    command = [*stage_command(config, tracking, data=data, parent=parent, out=out)]
+    command = train_command(config, tracking, data=data, parent=parent, out=out)
     try:
         with _own_signals():
             elastic_launch(settings, sys.executable)(*command)
@@ -78,16 +79,6 @@ def launch(
         )
         told = failure.message if "timestamp" in failure.error_file_data else f"exit code {failure.exitcode}"
         raise KinoflowError(f"Rank {rank} of {processes} failed: {told}") from error
-
-
-def stage_command(
-    config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: str | None, out: str
-) -> tuple[str, ...]:
-    """What follows `python` or `torchrun`: the same command line on one machine and on many."""
-    return (
-        "-m", "components.train", "--config", config.model_dump_json(), "--tracking", tracking.model_dump_json(),
-        "--data", data, "--out", out, *(("--parent", parent) if parent else ()),
-    )  # fmt: skip
 
 
 def end_with_the_launcher() -> None:

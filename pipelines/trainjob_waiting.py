@@ -71,6 +71,13 @@ class Api:
             propagation_policy="Foreground",
         )  # fmt: skip
 
+    def jobs_of(self, run: str) -> list[dict[str, Any]]:
+        """All jobs of a run."""
+        found = self._object(
+            "list TrainJobs", "list_namespaced_custom_object", *self._where(API), label_selector=f"{RUN_LABEL}={run}"
+        )
+        return list(found["items"]) if found else []
+
     def workflow(self, name: str) -> dict[str, Any] | None:
         """The workflow that runs Kubeflow's graph."""
         return self._object("get workflows", "get_namespaced_custom_object", *self._where(WORKFLOWS), name)
@@ -104,8 +111,8 @@ class Api:
     def _where(self, kind: tuple[str, str, str]) -> tuple[str, str, str, str]:
         return kind[0], kind[1], self.namespace, kind[2]
 
-    def _object(self, what: str, call: str, *arguments: Any) -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self._ask(what, call, *arguments)
+    def _object(self, what: str, call: str, *arguments: Any, **options: Any) -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self._ask(what, call, *arguments, **options)
         return found
 
     def _ask(self, what: str, call: str, *arguments: Any, **options: Any) -> Any:
@@ -260,6 +267,15 @@ def _run_is_ending(api: Api) -> bool:
         return True
     spec = workflow.get("spec", {})
     return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
+
+
+def delete_jobs(run: str, namespace: str) -> None:
+    """Delete the jobs of a run that nobody waits for any more; what has ended stays to be looked at."""
+    api = Api(namespace, outage_s=60.0)
+    for job in api.jobs_of(run):
+        if state_of(job)[0] not in ("failed", "complete"):
+            logger.warning("TrainJob %s is deleted: its run has ended.", job["metadata"]["name"])
+            api.delete(job["metadata"]["name"])
 
 
 def state_of(job: dict[str, Any]) -> tuple[str, str]:

@@ -149,7 +149,11 @@ class _Handler(BaseHTTPRequestHandler):
         if verb == "DELETE" and name in jobs:
             assert query_of(self.path).get("propagationPolicy") == "Foreground"
             return self._answer(200, jobs.pop(name))
-        return self._found(jobs.get(name or ""))
+        if name is None:
+            label, _, value = query_of(self.path)["labelSelector"].partition("=")
+            found = [job for job in jobs.values() if job["metadata"]["labels"].get(label) == value]
+            return self._answer(200, {"kind": "TrainJobList", "items": found})
+        return self._found(jobs.get(name))
 
     def _pods(self, name: str | None, log: bool, query: dict[str, str]) -> None:
         if log and name in self.held.logs:

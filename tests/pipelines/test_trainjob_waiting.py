@@ -37,7 +37,9 @@ POLL_S = 0.02
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TrainJobServer]:
     server = TrainJobServer()
     server.start()
-    monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
+    file = str(server.write_kubeconfig(tmp_path / "kubeconfig"))
+    monkeypatch.setenv("KUBECONFIG", file)  # for processes; here it was read when the library was imported
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", file)
     for name, value in {RUN_VARIABLE: "run-1", POD_VARIABLE: "waiting-1", NAMESPACE_VARIABLE: "team-a"}.items():
         monkeypatch.setenv(name, value)
     owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "flow", "uid": "u-1"}
@@ -45,6 +47,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[TrainJob
                                 "spec": {"containers": []}, "status": {"phase": "Running"}}  # fmt: skip
     server.workflows["flow"] = {"metadata": {"name": "flow"}, "spec": {}}
     yield server
+    server.failing = False
     server.stop()
 
 
@@ -55,7 +58,7 @@ def wait(outage_s: float = 20.0) -> None:
     )  # fmt: skip
 
 
-def soon(condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
+def soon(condition: Callable[[], Any], timeout_s: float = 200.0) -> None:
     deadline_s = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline_s, "it never came"
@@ -144,7 +147,7 @@ def test_told_to_stop_the_job_goes_on_unless_the_run_is_being_ended(
     server.workflows["flow"]["spec"] = ending
     soon(lambda: sum(path.endswith(NAME) for _, path in server.requests) > 3)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     assert process.returncode == 75, err
     assert (NAME in server.jobs) == (not ending)
     assert ("is deleted" if ending else "goes on, start again") in err

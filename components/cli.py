@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import logging
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -84,8 +88,12 @@ def _disk_sentence(error: BaseException) -> str | None:
 
 
 def report_error(sentence: str) -> None:
-    """Append `{"error": sentence}` to the progress file when a parent process gave one."""
+    """Append `{"error": sentence}` to the progress file when a parent process gave one; tell torch's launcher too."""
     _append({"error": _one_line(sentence)})
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": _one_line(sentence), "timestamp": int(time.time())}), "utf-8")
 
 
 def report_ending(code: int, sentence: str) -> None:

@@ -137,6 +137,9 @@ class TrainConfig(Section):
     compile: bool = False
     parallel: Literal["none", "ddp", "fsdp", "colossalai"] = "none"
     sequence_parallel: int = Field(1, ge=1, description="Ranks that share the tokens of one batch, under ddp or fsdp.")
+    processes: int | None = Field(
+        None, ge=1, description="Ranks a machine starts by itself where no launcher did; one for each GPU when absent."
+    )
     colossalai_plugin: Literal["ddp", "zero1"] = Field("zero1", description="What colossalai shards.")
     num_threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice when absent.")
     sentinel: SentinelConfig = SentinelConfig()
@@ -171,6 +174,12 @@ class TrainConfig(Section):
                 f"stage {self.name!r}: sequence_parallel {self.sequence_parallel} needs parallel ddp or fsdp, "
                 f"not {self.parallel}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_train_together(self) -> Self:
+        if (self.processes or 1) > 1 and self.parallel == "none":
+            raise ValueError(f"stage {self.name!r}: {self.processes} processes need parallel ddp or fsdp, not none")
         return self
 
     @model_validator(mode="after")
@@ -270,6 +279,11 @@ def load(kind: type[Config], path: Path) -> Config:
     if not isinstance(data, dict):
         raise KinoflowError(f"The config {path} must be a mapping of keys to values.")
     return parse(kind, data, str(path))
+
+
+def load_or_parse(kind: type[Config], given: str, where: str) -> Config:
+    """A config from a file, or from JSON that was given itself; `where` names it in errors."""
+    return parse(kind, given, where) if given.lstrip().startswith("{") else load(kind, Path(given))
 
 
 def flatten(values: Mapping[str, Any], max_chars: int, prefix: str = "") -> dict[str, str]:

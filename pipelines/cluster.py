@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from components.config import Section, load, parse
+from components.errors import KinoflowError
 
 ADDRESSES = (
     "AWS_ENDPOINT_URL_S3", "AWS_REQUEST_CHECKSUM_CALCULATION", "AWS_RESPONSE_CHECKSUM_VALIDATION",
@@ -25,6 +26,10 @@ ADDRESSES = (
 CREDENTIALS = {"accessKeyId": "AWS_ACCESS_KEY_ID", "secretAccessKey": "AWS_SECRET_ACCESS_KEY"}
 RUN_VARIABLE = "KINOFLOW_RUN"
 """Kubeflow's id of the run, which replaces `{run}` in a task's inputs (`pipelines.shell`)."""
+POD_VARIABLE, NAMESPACE_VARIABLE = "KINOFLOW_POD", "KINOFLOW_NAMESPACE"
+TRAINJOB_VARIABLE = "KINOFLOW_TRAINJOB"
+"""Tells a task that trains to wait for a TrainJob instead; a `Placement` as JSON."""
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 GPU = "nvidia.com/gpu"
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery
 TaskKind = Literal["ingest", "curate", "bucket", "train", "evaluate"]
@@ -132,7 +137,7 @@ class Pods(Section):
 
     @model_validator(mode="after")
     def _checks(self) -> Self:
-        taken = {*ADDRESSES, *CREDENTIALS.values(), RUN_VARIABLE}
+        taken = {*ADDRESSES, *CREDENTIALS.values(), RUN_VARIABLE, POD_VARIABLE, NAMESPACE_VARIABLE, TRAINJOB_VARIABLE}
         for secret, keys in self.secrets.items():
             if not _RESOURCE_NAME.fullmatch(secret):
                 raise ValueError(f"{secret!r} is no name of a secret")
@@ -151,6 +156,25 @@ class Pods(Section):
         return self
 
 
+class TrainPods(Pods):
+    """Pods of the tasks that train: one, or as many as a TrainJob of Kubeflow Trainer starts together."""
+
+    nodes: int = Field(1, ge=1, description="Pods that train together, each with `gpus`; above 1 by a TrainJob.")
+    runtime: str | None = Field(None, description="Training runtime of the TrainJob; with it one node is a job too.")
+    runtime_kind: Literal["TrainingRuntime", "ClusterTrainingRuntime"] = "TrainingRuntime"
+    service_account: str | None = Field(None, description="Of the TrainJob's pods; the runtime's own when absent.")
+
+    @model_validator(mode="after")
+    def _has_a_runtime(self) -> Self:
+        if self.nodes > 1 and not self.runtime:
+            raise ValueError(f"{self.nodes} nodes train by a TrainJob, which needs a runtime; name one, for example of "
+                             "the chart workspace's `runtimes`")  # fmt: skip
+        for name in filter(None, (self.runtime, self.service_account)):
+            if not _RESOURCE_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a Kubernetes object; take small letters, digits and '-'")
+        return self
+
+
 class Cluster(Section):
     """Where pods find what they need."""
 
@@ -161,7 +185,7 @@ class Cluster(Section):
     ingest: Pods = Pods()
     curate: Pods = Pods()
     bucket: Pods = Pods()
-    train: Pods = Pods()
+    train: TrainPods = TrainPods()
     evaluate: Pods = Pods()
 
     @model_validator(mode="after")
@@ -181,8 +205,38 @@ class Cluster(Section):
         own = self.pods(kind).gpus
         return own if own is not None else self.gpus if kind in COMPUTING else 0
 
-    def equip(self, task: Any, *, computes: bool) -> None:
-        """Give one task of the graph its environment, its place and, if it computes, its GPUs."""
+    def check_ranks(self, training: Any) -> None:
+        """Find out whether the GPUs of training tasks would be used.
+
+        Args:
+            training: `pipelines.config.TrainingDefaults`.
+
+        Raises:
+            KinoflowError: some would idle, or ranks and batches do not fit together.
+        """
+        gpus = self.gpus_of("train")
+        each = training.processes or max(gpus, 1)
+        ranks = self.train.nodes * each
+        asked = f"{self.train.nodes} nodes with {each} processes each" if self.train.nodes > 1 else f"{each} processes"
+        if gpus and each != gpus:
+            raise KinoflowError(f"training.processes is {each}, but training pods have {gpus} GPUs; leave it out.")
+        if ranks > 1 and training.parallel == "none":
+            raise KinoflowError(f"{asked} train, but training.parallel is 'none'; choose 'ddp' or 'fsdp'.")
+        if training.parallel == "none":
+            return
+        if ranks % training.sequence_parallel:
+            raise KinoflowError(f"{asked} cannot form groups of training.sequence_parallel "
+                                f"{training.sequence_parallel}; choose one that divides {ranks}.")  # fmt: skip
+        groups = ranks // training.sequence_parallel
+        if training.batches_per_step % groups:
+            raise KinoflowError(f"{asked} share the batches of a step, but training.batches_per_step is "
+                                f"{training.batches_per_step}; choose a multiple of {groups}.")  # fmt: skip
+
+    def equip(self, task: Any, image: str, *, computes: bool) -> None:
+        """Give one task of the graph its environment, its place and, if it computes, its GPUs.
+
+        A task that trains by a TrainJob only waits for it: place, devices and secrets are the job's.
+        """
         from kfp import kubernetes
 
         name = task.component_spec.name
@@ -191,17 +245,29 @@ class Cluster(Section):
         kubernetes.use_config_map_as_env(task, self.addresses, {name: name for name in ADDRESSES})
         kubernetes.use_secret_as_env(task, self.store_secret, CREDENTIALS)
         kubernetes.use_field_path_as_env(task, RUN_VARIABLE, "metadata.labels['pipeline/runid']")
+        _time(task, pods, waits=kind == "train" and bool(self.train.runtime))
+        if kind == "train" and self.train.runtime:
+            kubernetes.use_field_path_as_env(task, POD_VARIABLE, "metadata.name")
+            kubernetes.use_field_path_as_env(task, NAMESPACE_VARIABLE, "metadata.namespace")
+            task.set_env_variable(TRAINJOB_VARIABLE, Placement(image=image, cluster=self).model_dump_json())
+            return
         for secret, keys in sorted(pods.secrets.items()):
             kubernetes.use_secret_as_env(task, secret, keys)
         for variable, value in sorted(pods.environment.items()):
             task.set_env_variable(variable, value)
         if self.queue:
-            kubernetes.add_pod_label(task, "kueue.x-k8s.io/queue-name", self.queue)
+            kubernetes.add_pod_label(task, QUEUE_LABEL, self.queue)
         if gpus:
             task.set_accelerator_type(pods.gpu_resource).set_accelerator_limit(gpus)
         _size(task, pods)
         _place(task, pods, with_gpus=bool(gpus))
-        _time(task, pods)
+
+
+class Placement(Section):
+    """What the task that waits for a TrainJob is told of it."""
+
+    image: str
+    cluster: Cluster
 
 
 def _size(task: Any, pods: Pods) -> None:
@@ -217,13 +283,16 @@ def _size(task: Any, pods: Pods) -> None:
         kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=pods.scratch)
 
 
+def node_selector(pods: Pods, *, with_gpus: bool) -> dict[str, str]:
+    """Labels of the nodes that pods may run on."""
+    product = {GPU_PRODUCT_LABEL: pods.gpu_product} if with_gpus and pods.gpu_product else {}
+    return dict(sorted({**pods.node_selector, **product}.items()))
+
+
 def _place(task: Any, pods: Pods, *, with_gpus: bool) -> None:
     from kfp import kubernetes
 
-    selector = dict(pods.node_selector)
-    if with_gpus and pods.gpu_product:
-        selector[GPU_PRODUCT_LABEL] = pods.gpu_product
-    for label, value in sorted(selector.items()):
+    for label, value in node_selector(pods, with_gpus=with_gpus).items():
         kubernetes.add_node_selector(task, label, value)
     for one in pods.tolerations:
         kubernetes.add_toleration(
@@ -231,10 +300,10 @@ def _place(task: Any, pods: Pods, *, with_gpus: bool) -> None:
         )  # fmt: skip
 
 
-def _time(task: Any, pods: Pods) -> None:
+def _time(task: Any, pods: Pods, *, waits: bool) -> None:
     from kfp import kubernetes
 
-    if pods.timeout_s:
+    if pods.timeout_s and not waits:
         kubernetes.set_timeout(task, pods.timeout_s)
     if pods.retries and pods.retries.count:
         task.set_retry(

@@ -59,6 +59,7 @@ class TrainingDefaults(Section):
     compile: bool = False
     parallel: Literal["none", "ddp", "fsdp", "colossalai"] = "none"
     sequence_parallel: int = Field(1, ge=1, description="Ranks that share the tokens of one batch, under ddp or fsdp.")
+    processes: int | None = Field(None, ge=1, description="Ranks of each machine; one for each GPU when absent.")
     colossalai_plugin: Literal["ddp", "zero1"] = Field("zero1", description="What colossalai shards.")
     batches_per_step: int = Field(1, ge=1, description="Of the plan; the number of ranks must divide it.")
     checkpoint_every: int = Field(500, ge=1)

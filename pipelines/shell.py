@@ -24,7 +24,7 @@ from components.cli import LOG_FORMAT, PROGRESS_FILE_VARIABLE, report_error, use
 from components.config import TrackingConfig, parse
 from components.errors import KinoflowError
 from components.progress import append_event
-from pipelines.cluster import RUN_VARIABLE
+from pipelines.cluster import RUN_VARIABLE, TRAINJOB_VARIABLE, Placement
 from pipelines.waiting import wait_for_http
 
 WAIT_VARIABLE = "KINOFLOW_WAIT_FOR"
@@ -108,8 +108,7 @@ def run_stage(
         arguments = stage_arguments(function, node, inputs)
         if "tracking" in arguments and WAIT_VARIABLE in os.environ:
             wait_for_http(os.environ[WAIT_VARIABLE], TRACKING_TIMEOUT_S)
-        report = function(**arguments)
-        uri = str(getattr(report, "checkpoint", "") or inputs["out"])
+        uri = _publish(stage, function, arguments)
         published = manifest.load(uri)
     except Exception as error:
         _tell(node=node, state="failed", seconds=time.monotonic() - started_s)
@@ -128,6 +127,18 @@ def run_stage(
     # The process ends here, and would look through every object of every library again on its way out.
     gc.freeze()
     return uri
+
+
+def _publish(stage: str, function: Callable[..., Any], arguments: dict[str, Any]) -> str:
+    """Do the work here, or wait for the job that does it; returns the URI of the result."""
+    out = str(arguments["out"])
+    if stage == "train" and TRAINJOB_VARIABLE in os.environ:
+        from pipelines.dvc import final_checkpoint
+        from pipelines.trainjob_waiting import train_by_job
+
+        train_by_job(parse(Placement, os.environ[TRAINJOB_VARIABLE], TRAINJOB_VARIABLE), **arguments)
+        return final_checkpoint(out)
+    return str(getattr(function(**arguments), "checkpoint", "") or out)
 
 
 def _tell(**event: object) -> None:

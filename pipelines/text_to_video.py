@@ -25,6 +25,8 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
         cluster: where pods find addresses and credentials; the environment of the runner when absent.
     """
     ops = make_ops(image)
+    if cluster:
+        cluster.check_ranks(config.training)
 
     def text_to_video(
         source: str,
@@ -89,7 +91,7 @@ def build_pipeline(config: RunConfig, image: str = IMAGE, cluster: Cluster | Non
             # Stages skip work that is already published; Kubeflow's own cache cannot see what lies in the store.
             task.set_caching_options(False)
             if cluster:
-                cluster.equip(task, computes=task in computing)
+                cluster.equip(task, image, computes=task in computing)
 
     pipeline: Callable[..., Any] = dsl.pipeline(name=NAME, description=f"{config.preset}: {config.description}")(
         text_to_video

@@ -3,6 +3,8 @@
 Killed at any moment and started again, it goes on from the newest good checkpoint and ends with the same bytes. Told to
 stop by SIGTERM or SIGINT it saves one and ends with exit code 75 (`components.cli.EXIT_PREEMPTED`), which asks to be
 started again and is no error; when nothing moves any more it ends with 70 (`EXIT_HUNG`).
+
+Where several ranks train and nobody has launched them, the stage starts those of this machine itself.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ from __future__ import annotations
 from components.config import TrackingConfig, TrainConfig
 from components.errors import KinoflowError
 from components.train.interruption import Interruption
-from components.train.report import TrainReport
+from components.train.launch import launch, num_processes
+from components.train.report import TrainReport, read_report
 from components.train.stage import Stage
 from model.parallel import deterministic_algorithms, joined_ranks
 
@@ -30,6 +33,12 @@ def train(config: TrainConfig, tracking: TrackingConfig, *, data: str, parent: s
             or the result does not pass the stage's gate.
         SystemExit: told to stop; everything is saved.
     """
+    if processes := num_processes(config):
+        launch(config, tracking, processes, data=data, parent=parent, out=out)
+        report = read_report(out)
+        if report is None:
+            raise KinoflowError(f"Stage {config.name!r}: its ranks have ended, but there is no report at {out}.")
+        return report
     try:
         with (
             Interruption(config.grace_s) as interruption,

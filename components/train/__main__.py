@@ -1,6 +1,6 @@
 """`python -m components.train`: run one training stage."""
 
-from pathlib import Path
+import os
 from typing import Annotated
 
 import typer
@@ -8,20 +8,25 @@ import typer
 from components import config as configs
 from components.cli import run_cli
 from components.train import train
+from components.train.launch import end_with_the_launcher, num_processes
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="TrainConfig as JSON or YAML.")],
+    config: Annotated[str, typer.Option(help="TrainConfig: a JSON or YAML file, or the JSON itself.")],
     data: Annotated[str, typer.Option(help="URI of the bucket output.")],
     out: Annotated[str, typer.Option(help="URI of the stage: checkpoints and report.")],
     parent: Annotated[str | None, typer.Option(help="URI of the checkpoint to start from.")] = None,
-    tracking: Annotated[Path | None, typer.Option(help="TrackingConfig as JSON or YAML.")] = None,
+    tracking: Annotated[str | None, typer.Option(help="TrackingConfig: a file, or the JSON itself.")] = None,
 ) -> None:
     """Train one stage, or go on with one that was interrupted."""
-    settings = configs.load(configs.TrainConfig, config)
-    track = configs.load(configs.TrackingConfig, tracking) if tracking else configs.TrackingConfig()
+    end_with_the_launcher()
+    settings = configs.load_or_parse(configs.TrainConfig, config, "--config")
+    track = (
+        configs.load_or_parse(configs.TrackingConfig, tracking, "--tracking") if tracking else configs.TrackingConfig()
+    )
     report = train(settings, track, data=data, parent=parent, out=out)
-    typer.echo(report.model_dump_json(indent=1, exclude={"history"}))
+    if os.environ.get("RANK", "0") == "0" and not num_processes(settings):  # the first rank has told already
+        typer.echo(report.model_dump_json(indent=1, exclude={"history"}))
 
 
 if __name__ == "__main__":

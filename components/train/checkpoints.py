@@ -26,8 +26,8 @@ KIND = CHECKPOINT
 # Options that decide what is watched and kept, and by how many processes: not what is computed, but for rounding.
 BOOKKEEPING = {
     "log_every", "checkpoint_every", "keep_checkpoints", "keep_every", "parallel", "sequence_parallel",
-    "colossalai_plugin", "gate", "grace_s", "hang_timeout_s", "store_outage_s", "peak_flops_per_s", "read_ahead_bytes",
-    "touched_checkpoint",
+    "processes", "colossalai_plugin", "gate", "grace_s", "hang_timeout_s", "store_outage_s", "peak_flops_per_s",
+    "read_ahead_bytes", "touched_checkpoint",
 }  # fmt: skip
 
 

@@ -72,7 +72,9 @@ def joined_ranks(strategy: Strategy, sequence_parallel: int = 1) -> Iterator[Ran
         yield Ranks(device=_device(0))
         return
     if "RANK" not in os.environ:
-        raise ValueError(f"parallel is {strategy!r}, which needs a launcher; start it with torchrun, or choose 'none'")
+        raise ValueError(
+            f"parallel is {strategy!r}, which needs a launcher; start it with torchrun, set processes, or choose 'none'"
+        )
     if launched % sequence_parallel:
         raise ValueError(
             f"{launched} processes cannot form groups of sequence_parallel {sequence_parallel}; "

@@ -36,9 +36,14 @@ train:
 """
 
 
-def compiled(tmp_path: Path, cluster: Cluster) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+TOGETHER = {"training.parallel": "ddp", "training.batches_per_step": 8}
+
+
+def compiled(
+    tmp_path: Path, cluster: Cluster, overrides: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Tasks, executors and pods of the compiled graph."""
-    compile_pipeline(load_run_config("smoke"), tmp_path / "graph.yaml", IMAGE, cluster)
+    compile_pipeline(load_run_config("smoke", overrides), tmp_path / "graph.yaml", IMAGE, cluster)
     graph, platform = yaml.safe_load_all((tmp_path / "graph.yaml").read_text(encoding="utf-8"))
     return (
         graph["root"]["dag"]["tasks"],
@@ -55,7 +60,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_training_pod_gets_all_that_the_file_says(file: Path, tmp_path: Path) -> None:
-    tasks, executors, pods = compiled(tmp_path, choose_cluster(file, None, {}))
+    tasks, executors, pods = compiled(tmp_path, choose_cluster(file, None, {}), TOGETHER)
     for stage in ("train", "train-2", "train-3"):
         container, pod = executors[f"exec-{stage}"]["container"], pods[f"exec-{stage}"]
         assert container["resources"]["accelerator"]["resourceCount"] == "8"
@@ -76,7 +81,7 @@ def test_a_training_pod_gets_all_that_the_file_says(file: Path, tmp_path: Path) 
 
 
 def test_every_kind_of_task_has_its_own_pods(file: Path, tmp_path: Path) -> None:
-    tasks, executors, pods = compiled(tmp_path, choose_cluster(file, None, {}))
+    tasks, executors, pods = compiled(tmp_path, choose_cluster(file, None, {}), TOGETHER)
     gpus = {
         name: executor["container"]["resources"]["accelerator"]["resourceCount"]
         for name, executor in executors.items()

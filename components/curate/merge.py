@@ -19,7 +19,6 @@ from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.report import write_report
 from components.curate.rules import apply_rules
-from components.curate.scores.clip import with_text_match
 from components.curate.semantic import with_semantic_groups
 from components.curate.split import assign_split
 from components.errors import KinoflowError
@@ -98,8 +97,7 @@ def decide(config: CurateConfig, shots: pl.DataFrame, objects: str, filed: Seque
     grouped = with_semantic_groups(with_near_duplicate_groups(shots), config.rules.max_similarity)
     marked = mark(grouped, filed)
     captioned = caption_clips(marked, objects, config, layout.beside(objects, layout.CAPTIONS))
-    matched = with_text_match(captioned, config.clip)
-    decided = apply_rules(matched, config.rules, caption_required=config.captions.required)
+    decided = apply_rules(captioned, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)
     return tables.with_caption_digests(clips)

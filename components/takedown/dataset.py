@@ -61,7 +61,7 @@ def taken_down(data: str, dataset: Manifest, ids: Collection[str] | None = None)
     """What is taken down of a dataset; without any tombstone this takes one listing and reads no table.
 
     Args:
-        data: URI of the bucket output.
+        data: URI of the bucket output, or of packed clips.
         dataset: Its manifest.
         ids: Ask these tombstones, revoked or not, instead of those that are in force.
 
@@ -115,7 +115,7 @@ def _asked_by_rule(data: str, dataset: Manifest, filed: list[Filed]) -> set[str]
 def _unknown(data: str, filed: list[Filed]) -> KinoflowError:
     return KinoflowError(
         f"Whether {data} holds clips that the tombstone {filed[0].id} takes down ({filed[0].tombstone.rules}) cannot "
-        "be told: its clips table is gone or was replaced. Bucket again."
+        "be told: its clips table is gone or was replaced. Make it again from the clips there are."
     )
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from components.caption_config import CaptionConfig
 from components.rules_config import CurationRules
@@ -58,6 +58,12 @@ class CurateConfig(Section):
     workers: int | None = Field(
         None, ge=1, description="Processes; all cores when absent. The result does not depend on it."
     )
+
+    @model_validator(mode="after")
+    def _similarity_is_measured(self) -> Self:
+        if self.rules.max_similarity is not None and self.clip is None:
+            raise ValueError("rules.max_similarity compares CLIP's features; name a local CLIP in clip.folder")
+        return self
 
     @property
     def needs_torch(self) -> bool:

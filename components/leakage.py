@@ -10,7 +10,11 @@ import polars as pl
 
 from components.errors import KinoflowError
 
-SHARED_BY_CLIPS = {"source_id": "source file", "near_duplicate_group": "group of near-duplicates"}
+SHARED_BY_CLIPS = {
+    "source_id": "source file",
+    "near_duplicate_group": "group of near-duplicates",
+    "semantic_group": "group of semantic duplicates",
+}
 """Columns whose values must lie on one side, and what a value stands for."""
 
 
@@ -18,8 +22,8 @@ def check_leakage(clips: pl.DataFrame) -> None:
     """Make sure that no kept clip of the training side has anything in common with one held out.
 
     Args:
-        clips: table with (at least) `clip_id`, `source_id`, `split` and `outcome`; near-duplicates are compared by
-            `near_duplicate_group` and, through the clip that was kept of them, by `near_duplicate_of`.
+        clips: table with (at least) `clip_id`, `source_id`, `split` and `outcome`; duplicates are compared by
+            their groups and, through the clip that was kept of them, by `near_duplicate_of`.
 
     Raises:
         KinoflowError: something is on both sides; names the first such thing and two of its clips.

@@ -23,6 +23,7 @@ import polars as pl
 from components import manifest, store, tables
 from components.errors import KinoflowError
 from components.media import Frames
+from components.takedown import taken_down
 from components.video import decode_frames
 
 KIND = "packed"
@@ -157,25 +158,32 @@ class PackedClip:
 class PackedClips:
     """Random access to a packed dataset: one range request for each clip, every byte checked.
 
+    Clips that were taken down since they were packed are left out, as are their bytes in the shards: whoever reads
+    these in another way (`webdataset`) passes over the keys in `left_out`.
+
     Args:
         uri: Prefix that `components.pack` published.
-        skip: Clip ids to leave out, for example those taken down since.
+        skip: Further clip ids to leave out.
+        tombstones: Whether to ask the tombstones beside the source objects; without them whoever reads answers for it.
 
     Attributes:
         clip_ids: Of the clips that can be read, sorted.
+        left_out: Ids of the clips in the shards that cannot.
         digest: Of the manifest.
 
     Raises:
         ManifestError: Nothing is published there, or the index is damaged.
+        KinoflowError: A tombstone cannot be read, or it cannot be told what one means for these clips.
     """
 
-    def __init__(self, uri: str, *, skip: Collection[str] = ()) -> None:
+    def __init__(self, uri: str, *, skip: Collection[str] = (), tombstones: bool = True) -> None:
         self.uri = uri
         with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
-            self.digest = manifest.fetch(uri, Path(scratch), [INDEX_FILE], kind=KIND).digest
+            published = manifest.fetch(uri, Path(scratch), [INDEX_FILE], kind=KIND)
             index = tables.read(Path(scratch) / INDEX_FILE, INDEX)
-        wanted = (pl.col("outcome") == "packed") & ~pl.col("clip_id").is_in(list(skip))
-        self._index = index.filter(wanted)
+        self.digest = published.digest
+        gone = taken_down(uri, published).ids if tombstones else frozenset[str]()
+        self._index, self.left_out = _without(index.filter(pl.col("outcome") == "packed"), {*skip, *gone})
         self.clip_ids = self._index["clip_id"]
 
     def __len__(self) -> int:
@@ -217,7 +225,8 @@ class PackedClips:
         """The same without these clips; nothing is read again."""
         other = object.__new__(type(self))
         other.uri, other.digest = self.uri, self.digest
-        other._index = self._index.filter(~pl.col("clip_id").is_in(list(skip)))
+        other._index, left_out = _without(self._index, skip)
+        other.left_out = self.left_out | left_out
         other.clip_ids = other._index["clip_id"]
         return other
 
@@ -230,3 +239,9 @@ class PackedClips:
                 "pack the clips again."
             )
         return content
+
+
+def _without(index: pl.DataFrame, skip: Collection[str]) -> tuple[pl.DataFrame, frozenset[str]]:
+    """Rows of the other clips, and which of them were there."""
+    is_out = index["clip_id"].is_in(list(skip))
+    return index.filter(~is_out), frozenset(index.filter(is_out)["clip_id"])

@@ -27,8 +27,8 @@ class Bounds(Section):
 class CurationRules(Section):
     """Thresholds on score columns; a clip is dropped for the first rule it breaks, in this order.
 
-    After all of these come captions, then near-duplicates among what is left. A rule of which the limit is absent is
-    off.
+    After all of these come captions, then near-duplicates among what is left, then semantic duplicates
+    (`max_similarity`) among what is left of those. A rule of which the limit is absent is off.
     """
 
     min_frames: int = Field(10, ge=1, description="Shorter video shots are dropped; images are exempt.")
@@ -55,6 +55,12 @@ class CurationRules(Section):
         {}, description="Limits of any other numeric column of the clips table, asked in the order of their names."
     )
     keep_near_duplicates: bool = Field(False, description="Keep all of those that look the same, not the largest only.")
+    max_similarity: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Cosine of CLIP's features; of clips that are more alike the largest is kept; needs CLIP weights.",
+    )
 
     @model_validator(mode="after")
     def _limits_leave_room(self) -> Self:

@@ -20,7 +20,7 @@ from pipelines.changes import changes as _changes
 from pipelines.cluster_commands import add_commands as add_cluster_commands
 from pipelines.config import RunConfig, load_run_config, preset_names
 from pipelines.packing import digest, pack
-from pipelines.provenance import lineage, takedown
+from pipelines.provenance import lineage, takedown, takedowns
 from pipelines.terminal import BUCKET, make_console
 from pipelines.weights import app as weights_app
 from pipelines.whatif import whatif
@@ -32,6 +32,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.command()(takedown)
+app.command()(takedowns)
 app.command()(lineage)
 app.command()(pack)
 app.command()(digest)

@@ -1,7 +1,8 @@
-"""The commands `kinoflow takedown` and `kinoflow lineage`."""
+"""The commands `kinoflow takedown`, `kinoflow takedowns` and `kinoflow lineage`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,28 @@ def takedown(
         typer.echo(answer.model_dump_json(indent=1))
     else:
         print_answer(answer, make_console())
+
+
+def takedowns(
+    objects: Annotated[str, typer.Argument(help="URI prefix of the source objects.")],
+    out: Annotated[Path | None, typer.Option(help="Write them as JSON instead; no takedown is an empty list.")] = None,
+) -> None:
+    """List the takedowns in force on source objects, with what they name and why.
+
+    Example: `kinoflow takedowns work/objects`
+    """
+    from components import store
+    from components.takedown import beside, in_force
+    from pipelines.tracing import reachable
+
+    with reachable(objects):
+        filed = in_force(beside(objects))
+    if out is None:
+        for each in filed:
+            typer.echo(f"{each.id}: {each.tombstone.rules} ({each.tombstone.reason})")
+        return
+    told = [{"id": each.id, **each.tombstone.model_dump(mode="json", include={"rules", "reason"})} for each in filed]
+    store.write_bytes(str(out), f"{json.dumps(told, indent=1)}\n".encode())
 
 
 def lineage(

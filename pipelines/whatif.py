@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,17 +86,18 @@ def _answer(
     json_: Path | None,
     write: Path | None,
 ) -> None:
-    from components.curate.whatif import compare, decide_again
+    from components.curate.whatif import compare, decide_again, reads_embeddings
     from pipelines.whatif_tables import print_comparison
 
-    with _table(subject.clips) as (table, made_with):
+    with _table(subject.clips) as (read, made_with):
         old = made_with or (subject.run.curate if subject.run else CurateConfig())
         new = _changed(old, rules, changes)
         if pictures is not None and not subject.objects:
             raise KinoflowError(
                 "--pictures needs --objects: the URI prefix of the objects that the clips were cut from."
             )
-        opened, after = decide_again(table, new)
+        table = read(reads_embeddings(new, made_with))
+        opened, after = decide_again(table, new, made_with)
         comparison = compare(table, opened, after, new)
         buckets = count_buckets(subject.run, table, after) if subject.run else {}
         print_comparison(comparison, buckets, make_console())
@@ -131,19 +132,23 @@ def _subject(given: str, project: Path, preset: str | None, objects: str | None)
 
 
 @contextlib.contextmanager
-def _table(clips: str) -> Iterator[tuple[pl.DataFrame, CurateConfig | None]]:
-    """The columns that rules read, and what the table was made with where it says so."""
+def _table(clips: str) -> Iterator[tuple[Callable[[bool], pl.DataFrame], CurateConfig | None]]:
+    """The columns that rules read, with CLIP's features if asked; and what the table was made with if it says so."""
     from components import manifest, tables
     from components.curate import KIND, TABLE
     from components.curate.whatif import IGNORED_COLUMNS
 
     with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
         published = manifest.fetch(clips, Path(scratch), [TABLE], kind=KIND)
-        wanted = [name for name in tables.CLIPS if name not in IGNORED_COLUMNS]
-        table = tables.scan(Path(scratch) / TABLE, tables.CLIPS).select(wanted).collect()
+        table = tables.scan(Path(scratch) / TABLE, tables.CLIPS)
+
+        def read(with_embeddings: bool) -> pl.DataFrame:
+            ignored = {*IGNORED_COLUMNS} - ({"embedding"} if with_embeddings else set())
+            return table.select(name for name in tables.CLIPS if name not in ignored).collect()
+
         told = published.facts.get("config")
         made_with = parse(CurateConfig, json.dumps(told), f"config in {clips}") if told else None
-        yield table, made_with
+        yield read, made_with
 
 
 def _changed(old: CurateConfig, rules: Path | None, changes: dict[str, Any]) -> CurateConfig:

@@ -22,6 +22,7 @@ from components.caption import MAX_CHARACTERS, clean_caption, with_camera_senten
 from components.caption_config import CaptionConfig, CaptionerConfig, CaptionFolder
 from components.config import CurateConfig
 from components.curate.rules import CAPTION_FAILED, apply_rules
+from components.curate.scores.clip import with_text_match
 from components.errors import KinoflowError
 from components.media import Frames, UnreadableMedia
 from components.stored_media import DamagedObject, fitted, local_object
@@ -119,13 +120,15 @@ def check_captioner(config: CaptionConfig) -> None:
 
 
 def caption_clips(clips: pl.DataFrame, objects: str, config: CurateConfig, cache: str) -> pl.DataFrame:
-    """Give captions to the clips that only lack one, and say what the camera does where that is asked for.
+    """Give captions to the clips that only lack one, say what the camera does, and fill `text_match` for all of them.
 
-    When captions are required, a clip without an answer is dropped with the reason "caption_failed"; if that brings
-    another clip of its near-duplicates to the front, that one is asked about in turn.
+    The match is that of the caption as it stands in the end, found or written, so that its rule is asked about both
+    alike. When captions are required, a clip without an answer is dropped with the reason "caption_failed"; if that,
+    or a caption that does not match its clip, brings another of its duplicates to the front, that one is asked about
+    in turn.
 
     Args:
-        clips: table of the `clips` schema, scores and near-duplicate groups filled in, not yet decided.
+        clips: table of the `clips` schema, scores and groups of duplicates filled in, not yet decided.
         objects: URI prefix of the content-addressed objects.
         config: of the whole stage, since the rules decide which clips are worth a question.
         cache: URI prefix of earlier answers.
@@ -133,9 +136,11 @@ def caption_clips(clips: pl.DataFrame, objects: str, config: CurateConfig, cache
     Raises:
         KinoflowError: captions are required and the model is not there, or too many clips have no answer.
     """
-    if config.captions.captioner is not None:
-        clips = _with_answers(clips, objects, config, config.captions.captioner, cache)
-    return _with_camera_sentences(clips, config.captions) if config.captions.camera_sentence else clips
+    told = clips.with_columns(caption=pl.Series(_in_full(clips, config.captions), dtype=pl.String))
+    matched = with_text_match(told, config.clip)
+    if config.captions.captioner is None:
+        return matched
+    return _with_answers(matched, objects, config, config.captions.captioner, cache)
 
 
 def _with_answers(
@@ -154,7 +159,7 @@ def _with_answers(
                 return clips
         found = _ask(wanted.to_dicts(), objects, captioner, model, cache)
         answers |= found
-        clips = _filled(clips, found, model.name, config.captions)
+        clips = with_text_match(_filled(clips, found, model.name, config.captions), config.clip)
     failed = [answer.failure for answer in answers.values() if answer.text is None]
     if config.captions.required and failed and len(failed) > captioner.max_failed_share * len(answers):
         raise KinoflowError(
@@ -175,8 +180,9 @@ def _wanted(clips: pl.DataFrame, config: CurateConfig, asked: Mapping[str, Answe
 
 def _filled(clips: pl.DataFrame, answers: Mapping[str, Answer], model: str, config: CaptionConfig) -> pl.DataFrame:
     rows: list[dict[str, str | None]] = []
+    motions = dict(clips.select("clip_id", "camera_motion").iter_rows())
     for clip_id, answer in answers.items():
-        text = None if answer.text is None else _refined(answer.text, config)
+        text = None if answer.text is None else _with_camera(_refined(answer.text, config), motions[clip_id], config)
         failure = answer.failure if answer.text is None else "" if text else "Of its caption nothing is left, cleaned."
         rows.append({"clip_id": clip_id, "_text": text or None, "_failure": failure or None})
     schema = {"clip_id": pl.String, "_text": pl.String, "_failure": pl.String}
@@ -198,15 +204,19 @@ def _refined(text: str, config: CaptionConfig) -> str:
     return clean_caption(text) if config.clean else text
 
 
-def _with_camera_sentences(clips: pl.DataFrame, config: CaptionConfig) -> pl.DataFrame:
-    if "camera_motion" not in clips.columns:
-        return clips
-    captions = [
-        caption if caption is None else with_camera_sentence(caption, motion)
+def _in_full(clips: pl.DataFrame, config: CaptionConfig) -> list[str | None]:
+    return [
+        _with_camera(caption, motion, config) if caption else caption
         for caption, motion in clips.select("caption", "camera_motion").iter_rows()
     ]
-    cleaned = [clean_caption(caption) if caption and config.clean else caption for caption in captions]
-    return clips.with_columns(caption=pl.Series(cleaned, dtype=pl.String))
+
+
+def _with_camera(caption: str, motion: str | None, config: CaptionConfig) -> str:
+    """A caption and what the camera does, where that is asked for; nothing is added to no caption."""
+    if not (caption and config.camera_sentence):
+        return caption
+    told = with_camera_sentence(caption, motion)
+    return clean_caption(told) if config.clean else told
 
 
 def _ask(

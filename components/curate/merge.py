@@ -19,7 +19,7 @@ from components.curate.duplicates import with_near_duplicate_groups
 from components.curate.ledger import CurateReport
 from components.curate.report import write_report
 from components.curate.rules import apply_rules
-from components.curate.scores.clip import with_text_match
+from components.curate.semantic import with_semantic_groups
 from components.curate.split import assign_split
 from components.errors import KinoflowError
 from components.leakage import check_leakage
@@ -94,10 +94,10 @@ def publish(
 
 def decide(config: CurateConfig, shots: pl.DataFrame, objects: str, filed: Sequence[Filed] = ()) -> pl.DataFrame:
     """Measured shots, sorted by clip id, to decided clips in the same order; those that tombstones name are dropped."""
-    marked = mark(with_near_duplicate_groups(shots), filed)
+    grouped = with_semantic_groups(with_near_duplicate_groups(shots), config.rules.max_similarity)
+    marked = mark(grouped, filed)
     captioned = caption_clips(marked, objects, config, layout.beside(objects, layout.CAPTIONS))
-    matched = with_text_match(captioned, config.clip)
-    decided = apply_rules(matched, config.rules, caption_required=config.captions.required)
+    decided = apply_rules(captioned, config.rules, caption_required=config.captions.required)
     clips = assign_split(decided, config.seed, config.eval_share)
     check_leakage(clips)
     return tables.with_caption_digests(clips)

@@ -1,7 +1,8 @@
 """Decisions: thresholds on columns that are already measured, so that a new threshold costs no decoding.
 
 A clip is dropped for the first rule it breaks, in this order: the thresholds of `CurationRules` as they are listed
-there, captions, near-duplicates among what is left. Everything is a few passes over whole columns.
+there, captions, near-duplicates and then semantic duplicates among what is left. Everything is a few passes over whole
+columns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from components import tables
 from components.errors import KinoflowError
 from components.rules_config import CurationRules
 
-NO_CAPTION, CAPTION_FAILED, NEAR_DUPLICATE = "no_caption", "caption_failed", "near_duplicate"
+NO_CAPTION, CAPTION_FAILED = "no_caption", "caption_failed"
+NEAR_DUPLICATE, SEMANTIC_DUPLICATE = "near_duplicate", "semantic_duplicate"
 _UNDECIDED = pl.col("outcome").is_null()
 # Reason, column, name of the limit, whether it is a minimum, whether stills are exempt; in the order they are asked.
 _LISTED = (
@@ -115,7 +117,8 @@ def apply_rules(clips: pl.DataFrame, rules: CurationRules, *, caption_required: 
     """Decide every undecided clip: `outcome` becomes "kept" or "dropped", one reason each, the first in order.
 
     Rows that already have an outcome stay as they are. Of the clips of one `near_duplicate_group` that no other rule
-    drops the largest picture is kept (the first by path among equals); the others name it in `near_duplicate_of`.
+    drops the largest picture is kept (the first by path among equals); the others name it in `near_duplicate_of`. Of
+    what is left then of one `semantic_group`, where that rule is on, likewise.
 
     Args:
         clips: table of the `clips` schema, scores filled in, `outcome` null where undecided.
@@ -132,7 +135,10 @@ def apply_rules(clips: pl.DataFrame, rules: CurationRules, *, caption_required: 
             _reason=pl.when(uncaptioned).then(pl.lit(NO_CAPTION)).otherwise("_reason"),
             _detail=pl.when(uncaptioned).then(pl.lit("There is no caption for it.")).otherwise("_detail"),
         )
-    decided = _drop_near_duplicates(decided, rules)
+    if not rules.keep_near_duplicates:
+        decided = _drop_repeats(decided, "near_duplicate_group", NEAR_DUPLICATE, "It looks the same as clip {}.")
+    if rules.max_similarity is not None and "semantic_group" in decided.columns:
+        decided = _drop_repeats(decided, "semantic_group", SEMANTIC_DUPLICATE, "It shows the same as clip {}.")
     dropped = _UNDECIDED & pl.col("_reason").is_not_null()
     return decided.with_columns(
         outcome=pl.when(dropped).then(pl.lit("dropped")).when(_UNDECIDED).then(pl.lit("kept")).otherwise("outcome"),
@@ -161,7 +167,7 @@ def _reasons_of_rules(clips: pl.DataFrame) -> list[str]:
     """Every slug that a rule of any configuration can give."""
     numeric = [name for name, kind in clips.schema.items() if kind.is_numeric()]
     generic = [f"{side}_{name}" for name in numeric for side in ("low", "high")]
-    return [*(reason for reason, *_ in _LISTED), *generic, NO_CAPTION, NEAR_DUPLICATE]
+    return [*(reason for reason, *_ in _LISTED), *generic, NO_CAPTION, NEAR_DUPLICATE, SEMANTIC_DUPLICATE]
 
 
 def _first_broken(clips: pl.DataFrame, rules: Sequence[Rule]) -> NDArray[np.int64]:
@@ -188,26 +194,23 @@ def _reasons(clips: pl.DataFrame, rules: Sequence[Rule], broken: NDArray[np.int6
     )
 
 
-def _drop_near_duplicates(clips: pl.DataFrame, rules: CurationRules) -> pl.DataFrame:
-    """Stills are compared with stills and videos with videos."""
-    if rules.keep_near_duplicates:
-        return clips
-    competes = _UNDECIDED & pl.col("_reason").is_null() & pl.col("near_duplicate_group").is_not_null()
+def _drop_repeats(clips: pl.DataFrame, group: str, reason: str, sentence: str) -> pl.DataFrame:
+    """Of each group only the largest stays; stills are compared with stills and videos with videos."""
+    competes = _UNDECIDED & pl.col("_reason").is_null() & pl.col(group).is_not_null()
     area = pl.col("width").cast(pl.Int64) * pl.col("height")
     best = pl.col("clip_id").sort_by([-area, "path", "shot_index", "clip_id"]).first()
     originals = (
         clips.filter(competes)
-        .with_columns(_original=best.over(["near_duplicate_group", "media"]))
+        .with_columns(_original=best.over([group, "media"]))
         .filter(pl.col("_original") != pl.col("clip_id"))
         .select("clip_id", "_original")
     )
     repeats = pl.col("_original").is_not_null()
-    sentence = pl.format("It looks the same as clip {}.", "_original")
     return (
         clips.join(originals, on="clip_id", how="left", maintain_order="left")
         .with_columns(
-            _reason=pl.when(repeats).then(pl.lit(NEAR_DUPLICATE)).otherwise("_reason"),
-            _detail=pl.when(repeats).then(sentence).otherwise("_detail"),
+            _reason=pl.when(repeats).then(pl.lit(reason)).otherwise("_reason"),
+            _detail=pl.when(repeats).then(pl.format(sentence, "_original")).otherwise("_detail"),
             near_duplicate_of=pl.coalesce("_original", "near_duplicate_of"),
         )
         .drop("_original")

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from components.curate.connected import connected
 
 Int64 = NDArray[np.int64]
-NEAR_DUPLICATE_GROUP = "near_duplicate_group"
+GROUPS = ("near_duplicate_group", "semantic_group")
 
 
 def assign_split(clips: pl.DataFrame, seed: int, eval_share: float) -> pl.DataFrame:
     """Fill `split` of the kept clips with "train" or "eval".
 
-    Sources that share a near-duplicate, kept or not, go to one side together. For each medium with at least two such
-    groups, one is held out even when no hash falls below `eval_share`; one is always left to train on. A share of 0
-    holds out none.
+    Sources that share a near-duplicate or a semantic one, kept or not, go to one side together. For each medium with at
+    least two such groups, one is held out even when no hash falls below `eval_share`; one is always left to train on. A
+    share of 0 holds out none.
 
     Args:
-        clips: table of the `clips` schema; `near_duplicate_group` may be missing.
+        clips: table of the `clips` schema; the columns of groups may be missing.
         seed: decides which groups are held out.
         eval_share: of the groups.
     """
@@ -62,14 +62,15 @@ def _numbered(column: pl.Series) -> tuple[list[str], Int64]:
 
 
 def _groups(clips: pl.DataFrame, source: Int64, num_sources: int) -> Int64:
-    """(num_sources,) the smallest source that each one is connected to by near-duplicates."""
+    """(num_sources,) the smallest source that each one is connected to by duplicates."""
     rows = clips.select("clip_id", "near_duplicate_of", source=pl.Series(source))
     originals = rows.select("near_duplicate_of", "source").drop_nulls()
     pairs = originals.join(rows.select("clip_id", other="source"), left_on="near_duplicate_of", right_on="clip_id")
     edges = [pairs.select("source", "other")]
-    if NEAR_DUPLICATE_GROUP in clips.columns:
-        members = rows.select("source", clips[NEAR_DUPLICATE_GROUP]).drop_nulls()
-        edges.append(members.select("source", other=pl.col("source").min().over(NEAR_DUPLICATE_GROUP)))
+    for group in GROUPS:
+        if group in clips.columns:
+            members = rows.select("source", clips[group]).drop_nulls()
+            edges.append(members.select("source", other=pl.col("source").min().over(group)))
     return connected(pl.concat(edges).unique().to_numpy(), num_sources)
 
 

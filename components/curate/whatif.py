@@ -8,7 +8,17 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from components.config import CurateConfig
-from components.curate.rules import NEAR_DUPLICATE, NO_CAPTION, Rule, apply_rules, reopen, threshold_rules, unmeasured
+from components.curate.rules import (
+    NEAR_DUPLICATE,
+    NO_CAPTION,
+    SEMANTIC_DUPLICATE,
+    Rule,
+    apply_rules,
+    reopen,
+    threshold_rules,
+    unmeasured,
+)
+from components.curate.semantic import with_semantic_groups
 from components.curate.split import assign_split
 
 IGNORED_COLUMNS = ("phash", "embedding", "extra")
@@ -36,7 +46,8 @@ class Effect(_Record):
     """What one rule does to the clips that are open to rules.
 
     Attributes:
-        rule: name of the limit; "captions.required" and "near_duplicates" for what follows the thresholds.
+        rule: name of the limit; "captions.required", "near_duplicates" and "max_similarity" for what follows the
+            thresholds.
         alone, hours_alone: clips that it would drop if there were no other rule.
         only, hours_only: clips that it drops and no other rule would.
     """
@@ -69,14 +80,33 @@ class Comparison(_Record):
     effects: tuple[Effect, ...]
 
 
-def decide_again(clips: pl.DataFrame, config: CurateConfig) -> tuple[pl.DataFrame, pl.DataFrame]:
+def decide_again(
+    clips: pl.DataFrame, config: CurateConfig, made_with: CurateConfig | None = None
+) -> tuple[pl.DataFrame, pl.DataFrame]:
     """A published table opened again, and decided and split by other rules; the clips stay in their order.
 
     Where the configuration names a model for captions, a clip without one counts as captioned.
+
+    Args:
+        clips: the table; its `embedding` is read if `reads_embeddings` says so.
+        config: of what to decide.
+        made_with: what the table was made with.
     """
     opened = reopen(clips, caption_required=config.captions.required)
+    if not _has_groups(config, made_with):
+        opened = with_semantic_groups(opened, config.rules.max_similarity)
     decided = apply_rules(opened, config.rules, caption_required=_drops_uncaptioned(config))
     return opened, assign_split(decided, config.seed, config.eval_share)
+
+
+def reads_embeddings(config: CurateConfig, made_with: CurateConfig | None) -> bool:
+    """Whether deciding asks for groups of semantic duplicates that the table does not have."""
+    return config.rules.max_similarity is not None and not _has_groups(config, made_with)
+
+
+def _has_groups(config: CurateConfig, made_with: CurateConfig | None) -> bool:
+    """Whether the table's groups of semantic duplicates are those that a configuration asks for."""
+    return config.rules.max_similarity == (made_with.rules.max_similarity if made_with is not None else None)
 
 
 def compare(before: pl.DataFrame, opened: pl.DataFrame, after: pl.DataFrame, config: CurateConfig) -> Comparison:
@@ -136,14 +166,20 @@ def _effects(opened: pl.DataFrame, after: pl.DataFrame, rules: list[Rule], confi
         reason, limit = (rule.reason, rule.limit) if rule else (NO_CAPTION, None)
         found.append(_effect(name, reason, limit, alone, alone & (count == 1), seconds))
     if not config.rules.keep_near_duplicates:
-        group = opened.select(
-            repeats=pl.col("outcome").is_null()
-            & pl.col("near_duplicate_group").is_not_null()
-            & ~pl.struct("near_duplicate_group", "media", "outcome").is_first_distinct()
-        )["repeats"]
         only = after["reason"].eq(NEAR_DUPLICATE).fill_null(False)
-        found.append(_effect("near_duplicates", NEAR_DUPLICATE, None, group, only, seconds))
+        repeats = _repeats(opened, "near_duplicate_group")
+        found.append(_effect("near_duplicates", NEAR_DUPLICATE, None, repeats, only, seconds))
+    if config.rules.max_similarity is not None:
+        only, repeats = after["reason"].eq(SEMANTIC_DUPLICATE).fill_null(False), _repeats(opened, "semantic_group")
+        limit = config.rules.max_similarity
+        found.append(_effect("max_similarity", SEMANTIC_DUPLICATE, limit, repeats, only, seconds))
     return found
+
+
+def _repeats(opened: pl.DataFrame, group: str) -> pl.Series:
+    """Open clips but one of each group."""
+    is_open, is_first = pl.col("outcome").is_null(), pl.struct(group, "media", "outcome").is_first_distinct()
+    return opened.select(repeats=is_open & pl.col(group).is_not_null() & ~is_first)["repeats"]
 
 
 def _effect(

@@ -28,8 +28,10 @@ from components.held_out import (
     open_held_out,
     timesteps_of,
 )
+from components.lineage.seen import touched_by
 from components.registry import version_tags
 from components.takedown import identity, kept_of, taken_down
+from components.takedown.tombstones import digest_of_ids
 from components.tracking import Tracker, open_tracker
 from components.tracking.names import SCORES
 
@@ -49,6 +51,8 @@ class EvaluateReport(BaseModel):
     truth: dict[str, dict[str, float]]
     first_frame: dict[str, float] | None
     samples: int
+    taken_down_clips: int = 0
+    tombstones: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -78,6 +82,11 @@ def evaluate(
     inputs = {"checkpoint": published.digest, "data": dataset.digest, "clips": manifest.load(clips).digest}
     taken = taken_down(data, dataset)
     inputs |= identity(kept_of(clips, taken))
+    num_seen, tombstones = touched_by(checkpoint)
+    if num_seen:
+        inputs["seen_and_taken_down"] = digest_of_ids(tombstones)
+        told = ", ".join(sorted(tombstones))
+        logger.warning("%s was trained on %d clips that are taken down since (%s).", checkpoint, num_seen, told)
     done = manifest.reusable(out, KIND, config=config, inputs=inputs)
     if done is not None:
         logger.info("evaluation at %s is up to date", out)
@@ -94,7 +103,9 @@ def evaluate(
         bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
         jobs = plan_jobs(config, clips=clips, objects=objects, taken=taken, scratch=local)
         with open_held_out(data, stage, local / "data") as batches:
-            samples, report = _measure(config, bundle, batches, stage, jobs)
+            samples, measured = _measure(config, bundle, batches, stage, jobs)
+        seen = {"taken_down_clips": num_seen, "tombstones": tuple(sorted(tombstones))}
+        report = measured.model_copy(update=seen)
         folder = publication.directory
         _write(folder, config, report, samples, histories=_histories(checkpoint))
         (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -195,6 +206,8 @@ def _write(
         title="Kinoflow evaluation",
         checkpoint=report.stage,
         checkpoint_digest=report.checkpoint_digest,
+        taken_down_clips=report.taken_down_clips,
+        tombstones=report.tombstones,
         truth=report.truth,
         truth_names=truth.NAMES,
         first_frame=report.first_frame,
@@ -258,6 +271,8 @@ def _track(
     for path in sorted((folder / "samples").glob("*")):
         tracker.log_artifact(path, "samples")
     tags = version_tags(checkpoint, published, tracking, metrics)
+    if report.taken_down_clips:
+        tags |= {"taken_down_clips": str(report.taken_down_clips), "tombstones": ", ".join(report.tombstones)}
     tracker.set_tags({name: value for name, value in tags.items() if name != SCORES})
     tracker.register_model(config.registered_model, checkpoint, config.alias, tags)
     manifest.pin(checkpoint, f"models:/{config.registered_model}@{config.alias}")

@@ -67,7 +67,7 @@ def plot_losses(histories: dict[str, list[dict[str, float]]]) -> bytes:
     axes.set_yscale("log")
     axes.grid(alpha=0.3)
     if axes.has_data():
-        axes.legend()
+        axes.legend(loc="upper right")
     return _png(figure)
 
 
@@ -83,7 +83,7 @@ def plot_held_out(losses: dict[str, list[float]], timesteps: Sequence[float]) ->
     axes.set_ylabel("held-out loss")
     axes.grid(alpha=0.3)
     if losses:
-        axes.legend(fontsize="small")
+        axes.legend(loc="upper right", fontsize="small")
     return _png(figure)
 
 

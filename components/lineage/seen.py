@@ -86,6 +86,12 @@ class StageSeen:
         """What is taken down of the clips of its dataset."""
         return taken_down(self.data, self.dataset, ids) if self.dataset else TakenDown()
 
+    def taken_down_since(self) -> TakenDown:
+        """What it has seen that is taken down now, and the tombstones that are in force where it was trained."""
+        taken = self.taken_down()
+        met = taken.ids & set(self.clip_ids) if taken else set()
+        return TakenDown(frozenset(met), taken.tombstones if met else ())
+
     def _batches_per_step(self) -> int:
         uri = store.join(self.checkpoint, STATE)
         try:
@@ -148,10 +154,7 @@ def left_out_steps(checkpoint: Manifest) -> list[Steps]:
 
 def touched_by(checkpoint: str) -> tuple[int, set[str]]:
     """How many clips that are taken down now a checkpoint or one before it has seen, and by which tombstones."""
-    clips, tombstones = set[str](), set[str]()
+    seen = TakenDown()
     for stage in chain(checkpoint):
-        taken = stage.taken_down()
-        met = taken.ids & set(stage.clip_ids) if taken else set()
-        clips |= met
-        tombstones |= set(taken.tombstones) if met else set()
-    return len(clips), tombstones
+        seen |= stage.taken_down_since()
+    return len(seen.ids), set(seen.tombstones)

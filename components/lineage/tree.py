@@ -14,7 +14,7 @@ from components.layout import CHECKPOINT
 from components.lineage.seen import StageSeen, chain
 from components.manifest import Manifest, ManifestError
 from components.published import Published
-from components.takedown.dataset import CLIPS, CLIPS_TABLE
+from components.takedown.dataset import CLIPS, CLIPS_TABLE, TakenDown
 
 TOLD_FACTS = {
     CHECKPOINT: ("stage", "step", "parameters", "left_out_steps", "taken_down"),
@@ -122,7 +122,7 @@ class Tree:
         """What a checkpoint and those before it have seen: counts by stage, and where it came from."""
         facts: dict[str, JsonValue] = {}
         by_stage: dict[str, JsonValue] = {}
-        rows = []
+        rows, gone = [], TakenDown()
         for number, stage in enumerate(chain(checkpoint)):
             if not number:
                 run_id = stage.published.annotations.get("mlflow_run_id")
@@ -130,9 +130,12 @@ class Tree:
             try:
                 by_stage[stage.stage] = stage.fault or len(stage.clip_ids)
                 rows += [] if stage.fault else [self._rows(stage)]
+                gone |= stage.taken_down_since()
             except KinoflowError as error:
                 by_stage[stage.stage] = str(error)
         facts["clips_seen"] = by_stage
+        if gone:
+            facts |= {"clips_seen_that_are_taken_down": len(gone.ids), "tombstones": ", ".join(gone.tombstones)}
         if not rows:
             return facts, ()
         seen = pl.concat(rows).unique("clip_id")

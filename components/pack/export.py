@@ -15,6 +15,7 @@ from components.packed import member_name
 TOLD = (
     "caption", "caption_origin", "caption_model", "source", "licence", "attribution", "extra", "path", "source_id",
     "content_sha256", "media", "split", "start_s", "end_s", "start_frame", "end_frame", "near_duplicate_group",
+    "semantic_group",
 )  # fmt: skip
 """Columns of the clips table that go into the JSON member, where the table has them."""
 _NO_SCORES = {"start_s", "end_s", "fps"}

@@ -4,7 +4,7 @@ No shard is written anew and nothing published changes. Curation and planning le
 make; training and evaluation leave them out of the plans that are there; checkpoints say what they were made without.
 """
 
-from components.takedown.dataset import TakenDown, concerning, identity, kept_of, mark, taken_down
+from components.takedown.dataset import TakenDown, address, concerning, identity, kept_of, mark, taken_down
 from components.takedown.tombstones import (
     ANNOTATION,
     REASON,
@@ -22,6 +22,6 @@ from components.takedown.tombstones import (
 )
 
 __all__ = [
-    "ANNOTATION", "REASON", "Filed", "Revocation", "Rules", "Span", "TakenDown", "Tombstone", "beside", "concerning",
-    "identity", "in_force", "kept_of", "mark", "meets", "revocations", "revoke", "taken_down", "write",
+    "ANNOTATION", "REASON", "Filed", "Revocation", "Rules", "Span", "TakenDown", "Tombstone", "address", "beside",
+    "concerning", "identity", "in_force", "kept_of", "mark", "meets", "revocations", "revoke", "taken_down", "write",
 ]  # fmt: skip

@@ -10,12 +10,22 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from components import manifest, tables
+from components import manifest, store, tables
 from components.errors import KinoflowError
 from components.manifest import Manifest
 from components.plan_file import PlanFile
 from components.takedown.plans import Mask
-from components.takedown.tombstones import ANNOTATION, REASON, Filed, digest_of_ids, in_force, meets, read
+from components.takedown.tombstones import (
+    ANNOTATION,
+    FOLDER,
+    REASON,
+    Filed,
+    digest_of_ids,
+    in_force,
+    is_any,
+    meets,
+    read,
+)
 
 CLIPS, CLIPS_TABLE = "clips", "clips.parquet"
 
@@ -36,6 +46,10 @@ class TakenDown:
         """Whether anything is taken down."""
         return bool(self.ids)
 
+    def __or__(self, other: TakenDown) -> TakenDown:
+        """What either takes down."""
+        return TakenDown(self.ids | other.ids, tuple(sorted({*self.tombstones, *other.tombstones})))
+
     def mask(self, plan: PlanFile) -> Mask:
         """(n,) which of `plan.clips` are taken down."""
         if not self.ids:
@@ -47,7 +61,7 @@ def taken_down(data: str, dataset: Manifest, ids: Collection[str] | None = None)
     """What is taken down of a dataset; without any tombstone this takes one listing and reads no table.
 
     Args:
-        data: URI of the bucket output.
+        data: URI of the bucket output, or of packed clips.
         dataset: Its manifest.
         ids: Ask these tombstones, revoked or not, instead of those that are in force.
 
@@ -55,7 +69,7 @@ def taken_down(data: str, dataset: Manifest, ids: Collection[str] | None = None)
         KinoflowError: A tombstone cannot be read, or one was written without knowledge of this dataset's clips and
             their table is gone.
     """
-    uri = dataset.annotations.get(ANNOTATION)
+    uri = address(data, dataset)
     filed = read(uri, ids) if uri and ids is not None else in_force(uri)
     if not filed:
         return TakenDown()
@@ -65,6 +79,23 @@ def taken_down(data: str, dataset: Manifest, ids: Collection[str] | None = None)
     if unaware:
         found |= _asked_by_rule(data, dataset, unaware)
     return TakenDown(frozenset(found), tuple(each.id for each in filed))
+
+
+def address(data: str, dataset: Manifest) -> str | None:
+    """Where a dataset looks for tombstones: where it says, or, if it was made when none did, where they would lie.
+
+    Objects are kept beside the outputs of one run, or of all runs beside the folder of them; tombstones beside those.
+
+    Args:
+        data: URI of the bucket output.
+        dataset: Its manifest.
+    """
+    told = dataset.annotations.get(ANNOTATION)
+    if told:
+        return told
+    run = data.rstrip("/").rpartition("/")[0]
+    base = run.rpartition("/")[0].rpartition("/")[0]
+    return next((place for root in (run, base) if root and is_any(place := store.join(root, FOLDER))), None)
 
 
 def _asked_by_rule(data: str, dataset: Manifest, filed: list[Filed]) -> set[str]:
@@ -84,7 +115,7 @@ def _asked_by_rule(data: str, dataset: Manifest, filed: list[Filed]) -> set[str]
 def _unknown(data: str, filed: list[Filed]) -> KinoflowError:
     return KinoflowError(
         f"Whether {data} holds clips that the tombstone {filed[0].id} takes down ({filed[0].tombstone.rules}) cannot "
-        "be told: its clips table is gone or was replaced. Bucket again."
+        "be told: its clips table is gone or was replaced. Make it again from the clips there are."
     )
 
 

@@ -159,6 +159,11 @@ def in_force(uri: str | None) -> tuple[Filed, ...]:
     return read(uri, (name for name, is_revoked in sorted(_names(uri).items()) if not is_revoked)) if uri else ()
 
 
+def is_any(uri: str) -> bool:
+    """Whether any tombstone was ever filed below a prefix."""
+    return bool(_names(uri))
+
+
 def read(uri: str, ids: Iterable[str]) -> tuple[Filed, ...]:
     """These tombstones, revoked or not.
 

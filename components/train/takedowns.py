@@ -16,7 +16,7 @@ from components.config import TrainConfig
 from components.errors import KinoflowError
 from components.lineage.seen import left_out_steps, open_plan, touched_by
 from components.manifest import Manifest
-from components.takedown import ANNOTATION, TakenDown, in_force, taken_down
+from components.takedown import TakenDown, address, in_force, taken_down
 from components.takedown.periods import History, Period, Seen, history_of, inputs_of
 from components.takedown.plans import without
 from model.parallel import Ranks
@@ -41,7 +41,7 @@ class StageTakedowns:
 
     def __init__(self, config: TrainConfig, data: str, dataset: Manifest, ranks: Ranks) -> None:
         self._config, self._data, self._dataset = config, data, dataset
-        found = [filed.id for filed in in_force(dataset.annotations.get(ANNOTATION))] if ranks.is_first else []
+        found = [filed.id for filed in in_force(address(data, dataset))] if ranks.is_first else []
         agreed_on = json.loads(texts_of_ranks(json.dumps(found), ranks)[0])
         self.taken = taken_down(data, dataset, agreed_on) if agreed_on else TakenDown()
         self._seen: Seen | None = None

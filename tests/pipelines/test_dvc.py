@@ -13,12 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import yaml
 
-from components import manifest
+from components import manifest, tables
 from components.errors import KinoflowError
+from components.lineage.seen import chain, touched_by
 from components.packed import PackedClips
+from components.shapes.generate import generate
+from components.shapes.plan import ShapesConfig
 from pipelines.config import load_run_config, preset_names
 from pipelines.dvc import compare_with_version, final_checkpoint, write_configs
 from pipelines.ops import STAGES
@@ -28,6 +32,8 @@ from tests.pipelines.conftest import Finished, tracked_datasets
 
 ROOT = Path(__file__).resolve().parents[2]
 DVC = str(Path(sys.executable).with_name("dvc"))
+OURS = {"config", "takedowns"}
+"""Stages that are no component."""
 TRAINED = {"stage1", "stage2", "stage3"}
 
 
@@ -53,8 +59,8 @@ def outs_of(stage: dict[str, Any]) -> set[str]:
 
 
 def test_there_is_one_stage_per_node_of_the_graph(stages: dict[str, dict[str, Any]]) -> None:
-    assert list(stages) == ["config", *load_run_config("demo").component_configs()]
-    assert {component_of(name) for name in stages} - {"config"} == {stage.__name__ for stage in STAGES}
+    assert [name for name in stages if name != "takedowns"] == ["config", *load_run_config("demo").component_configs()]
+    assert {component_of(name) for name in stages} - OURS == {stage.__name__ for stage in STAGES}
 
 
 def test_every_preset_has_the_stage_names_that_dvc_knows() -> None:
@@ -64,7 +70,7 @@ def test_every_preset_has_the_stage_names_that_dvc_knows() -> None:
 
 def test_commands_take_the_options_of_the_components(stages: dict[str, dict[str, Any]]) -> None:
     for name, stage in stages.items():
-        if name == "config":
+        if name in OURS:
             continue
         component = importlib.import_module(f"components.{component_of(name)}")
         module = (
@@ -77,7 +83,7 @@ def test_commands_take_the_options_of_the_components(stages: dict[str, dict[str,
 def test_what_a_command_reads_is_what_dvc_watches(stages: dict[str, dict[str, Any]]) -> None:
     """But not the tracking settings: they change no result."""
     for name, stage in stages.items():
-        if name == "config":
+        if name in OURS:
             continue
         options = command_of(stage)
         shared = {"ingest": "objects", "bucket": "latents"}
@@ -87,6 +93,7 @@ def test_what_a_command_reads_is_what_dvc_watches(stages: dict[str, dict[str, An
         options.pop("tracking", None)
         read = {re.sub(r"\$\(kinoflow checkpoint (.*)\)", r"\1", value) for value in options.values()} - made
         read |= {"work/latents"} if "data" in options else set()  # the bucket output says where in it
+        read |= {"work/takedowns.json"} if name == "curate" else set()  # curation finds them beside the objects
         assert read == set(stage["deps"]) - {"components", "model"}, name
 
 
@@ -223,6 +230,45 @@ def check_dataset_digest(project: Path, digest: str) -> None:
     assert tracked_datasets(project / "runs.db") == dict.fromkeys(tasks, (digest, [digest[:36]]))
 
 
+def ran(told: str) -> set[str]:
+    """Stages that `dvc repro` ran; it looks for takedowns every time."""
+    return set(re.findall(r"Running stage '(.*)'", told)) - {"takedowns"}
+
+
+def environment_of(project: Path) -> dict[str, str]:
+    """`kinoflow` reads the clone's code and presets."""
+    path = f"{Path(DVC).parent}:{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(project), "PATH": path}
+
+
+def kinoflow(project: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    environment = environment_of(project)
+    return subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.slow
+def test_a_takedown_and_its_end_redo_the_curation(project: Path, tmp_path: Path) -> None:
+    generate(project / "data", ShapesConfig(seed=3, num_videos=1, num_images=2))
+    (project / "params.yaml").write_text("preset: smoke\n", encoding="utf-8")
+    environment = environment_of(project)
+    assert ran(dvc(project, "repro", "curate", environment=environment)) == {"config", "ingest", "curate"}
+    clips = tables.read(project / "work/curate/clips.parquet", tables.CLIPS)
+    path = str(clips.filter(pl.col("outcome") == "kept")["path"][0])
+    kinoflow(project, "takedown", "--path", path, "--reason", "asked by its owner", "--root", "work")
+    assert re.fullmatch(
+        rf"(.*): path '{re.escape(path)}' \(asked by its owner\)\n", kinoflow(project, "takedowns", "work/objects")
+    )
+    assert ran(dvc(project, "repro", "curate", environment=environment)) == {"curate"}
+    after = tables.read(project / "work/curate/clips.parquet", tables.CLIPS)
+    gone = after.filter((pl.col("path") == path) & (pl.col("shot_index") >= 0))
+    assert set(gone["reason"]) == {"taken_down"}
+    [tombstone] = json.loads((project / "work/takedowns.json").read_text(encoding="utf-8"))
+    kinoflow(project, "takedown", "--revoke", tombstone["id"], "--root", "work")
+    assert ran(dvc(project, "repro", "curate", environment=environment)) == {"curate"}
+    assert tables.read(project / "work/curate/clips.parquet", tables.CLIPS).equals(clips)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_evaluation_only(
@@ -248,4 +294,14 @@ def test_dvc_and_the_graph_make_the_same_bits_and_an_evaluation_setting_reruns_e
     config = load_run_config("smoke", {**finished.config.model_dump(mode="json"), "evaluate.seed": 7})
     preset.write_text(config.model_dump_json(), encoding="utf-8")
     told = dvc(project, "repro", environment=environment)
-    assert set(re.findall(r"Running stage '(.*)'", told)) == {"config", "evaluate"}
+    assert ran(told) == {"config", "evaluate"}
+    # After a takedown everything that is made of clips is made again, without them.
+    before = final_checkpoint(str(project / "work/stage3"))
+    clip_id = str(next(chain(f"{project}/{before}")).clip_ids[0])
+    kinoflow(project, "takedown", "--clip", clip_id, "--reason", "asked by its owner", "--root", "work")
+    told = dvc(project, "repro", environment=environment)
+    assert ran(told) == {"curate", "bucket", *TRAINED, "evaluate"}
+    last = f"{project}/{final_checkpoint(str(project / 'work/stage3'))}"
+    assert touched_by(last) == (0, set())
+    assert all(clip_id not in set(stage.clip_ids) for stage in chain(last))
+    assert ran(dvc(project, "repro", environment=environment)) == set()

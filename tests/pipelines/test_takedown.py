@@ -16,13 +16,13 @@ from components.bucket import bucket
 from components.config import TrackingConfig
 from components.curate import curate
 from components.errors import KinoflowError
-from components.evaluate import evaluate
+from components.evaluate import EvaluateReport, evaluate
 from components.ingest import ingest
 from components.lineage.seen import chain, open_plan, touched_by
 from components.published import Published
 from components.shapes.generate import generate
 from components.shapes.plan import ShapesConfig
-from components.takedown import in_force
+from components.takedown import in_force, taken_down
 from components.train import train
 from pipelines.cli import app
 from pipelines.config import RunConfig, load_run_config
@@ -58,11 +58,16 @@ class Base:
                 config.train_config(stage), TRACKING, data=f"{out}/bucket", parent=parent, out=f"{out}/{stage}"
             ).checkpoint
         assert parent is not None
-        evaluate(
-            config.evaluate_config(), TRACKING, checkpoint=parent, data=f"{out}/bucket", clips=f"{out}/curate",
-            objects=objects, out=f"{out}/evaluate",
-        )  # fmt: skip
+        self.evaluate(parent, name, f"{out}/evaluate")
         return parent
+
+    def evaluate(self, checkpoint: str, name: str, out: str) -> EvaluateReport:
+        """The last stage of a run."""
+        run = f"{self}/runs/{name}"
+        return evaluate(
+            self.config.evaluate_config(), TRACKING, checkpoint=checkpoint, data=f"{run}/bucket", clips=f"{run}/curate",
+            objects=f"{self}/objects", out=out,
+        )  # fmt: skip
 
     def kinoflow(self, *arguments: str) -> str:
         done = CliRunner().invoke(app, [*arguments, "--root", str(self)])
@@ -104,7 +109,7 @@ def checkpoints(root: object) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_a_takedown_reaches_the_checkpoints_and_the_next_run_does_not_see_its_clips(
-    base: Base, monkeypatch: pytest.MonkeyPatch
+    base: Base, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first = f"{base}/runs/first"
@@ -140,6 +145,27 @@ def test_a_takedown_reaches_the_checkpoints_and_the_next_run_does_not_see_its_cl
     shards = [uri for kind, uri in touched if kind == "shard"]
     assert shards and all(store.exists(uri) for uri in shards)
 
+    # --- who looks at the checkpoint is told
+    caplog.clear()
+    evaluated = base.evaluate(last["stage3"], "first", f"{base}/runs/evaluated")
+    count, tombstones = touched_by(last["stage3"])
+    assert (evaluated.taken_down_clips, evaluated.tombstones) == (count, (filed.id,)) and tombstones == {filed.id}
+    assert f"{last['stage3']} was trained on {count} clips that are taken down since ({filed.id})" in caplog.text
+    page = Path(f"{base}/runs/evaluated/report.html").read_text(encoding="utf-8")
+    assert f"trained on {count} clips that are taken down since ({filed.id})" in page
+    [node] = base.answer("lineage", last["stage3"])["outputs"]
+    assert node["facts"]["clips_seen_that_are_taken_down"] == count and node["facts"]["tombstones"] == filed.id
+    assert "clips seen that are taken down" in base.kinoflow("lineage", last["stage3"])
+
+    # --- a dataset that was made before there were takedowns finds them all the same
+    old = Path(f"{first}/bucket") / manifest.NAME
+    told = json.loads(old.read_text(encoding="utf-8"))
+    without = {**told, "annotations": {k: v for k, v in told["annotations"].items() if k != "tombstones"}}
+    old.write_text(json.dumps(without), encoding="utf-8")
+    assert taken_down(f"{first}/bucket", manifest.load(f"{first}/bucket")).ids == web
+    assert touched_by(last["stage3"])[0] == count
+    old.write_text(json.dumps(told), encoding="utf-8")
+
     # --- the next training, on what is there already and from the beginning
     with pytest.raises(KinoflowError, match=r"has seen .* clips that are taken down"):
         train(base.config.train_config("stage2"), TRACKING, data=f"{first}/bucket", parent=last["stage1"],
@@ -156,6 +182,7 @@ def test_a_takedown_reaches_the_checkpoints_and_the_next_run_does_not_see_its_cl
     for stage in chain(final):
         assert stage.clip_ids.len() and not set(stage.clip_ids) & web
     assert touched_by(final) == (0, set())
+    assert manifest.load(f"{base}/runs/second/evaluate").facts["taken_down_clips"] == 0
     ledger = tables.read(Path(f"{base}/runs/second/curate/clips.parquet"), tables.CLIPS)
     gone = ledger.filter((pl.col("source") == "web") & (pl.col("shot_index") >= 0))
     assert set(gone["reason"]) == {"taken_down"} and set(gone["outcome"]) == {"dropped"}

@@ -90,24 +90,25 @@ class ClipFeatures(Scorer):
 TEXT_MATCH = ScoreInfo(
     "text_match",
     "1",
-    "Cosine between CLIP's features of the middle frame and of the caption, times the model's scale, as Open-Sora 1.1.",
+    "Cosine between CLIP's features of the middle frame and of the caption as the table has it, found or written by a "
+    "model, times the model's scale, as Open-Sora 1.1.",
 )
 
 
 def with_text_match(clips: pl.DataFrame, config: ClipModelConfig | None) -> pl.DataFrame:
-    """Clips with `text_match` filled where there are an embedding and a caption: for once captions are known."""
+    """Clips with `text_match` filled where it is not yet and there are an embedding and a caption."""
     if config is None:
         return clips
     model = load_clip(config.folder)
     scale = float(model.logit_scale.exp())
-    texts = {
-        caption: text_features(model, config.folder, caption) for caption in clips["caption"].unique().drop_nulls()
-    }
+    open_ = pl.col("text_match").is_null() & pl.col("embedding").is_not_null()
+    captions = clips.filter(open_ & pl.col("caption").is_not_null())["caption"].unique()
+    texts = {caption: text_features(model, config.folder, caption) for caption in captions}
     matches = [
-        None
-        if embedding is None or caption is None
+        match
+        if match is not None or embedding is None or caption is None
         else scale * float(np.frombuffer(embedding, np.float16).astype(np.float32) @ texts[caption])
-        for embedding, caption in clips.select("embedding", "caption").iter_rows()
+        for match, embedding, caption in clips.select("text_match", "embedding", "caption").iter_rows()
     ]
     return clips.with_columns(pl.Series("text_match", matches, dtype=pl.Float64))
 

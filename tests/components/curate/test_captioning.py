@@ -8,19 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from pydantic import ValidationError
 
 from components import store, tables
-from components.config import CaptionConfig, CurateConfig, CurationRules, IngestConfig
+from components.config import CaptionConfig, ClipModelConfig, CurateConfig, CurationRules, IngestConfig
 from components.curate import curate
 from components.curate.captioning import caption_clips
+from components.curate.rules import apply_rules
+from components.curate.scores.clip import load_clip, text_features, with_text_match
 from components.errors import KinoflowError
 from components.ingest import ingest
 from components.manifest import sha256_file
 from components.video import write_image, write_video
 from tests.components.caption_server import MODEL, CaptionServer, Reply, caption_server, completion
+from tests.components.curate.test_clip import clip as clip
 from tests.components.curate.test_shots import textured_shots
 from tests.conftest import S3Server
 
@@ -127,6 +131,35 @@ def test_only_clips_worth_it_are_asked_about(
     found = by_id(caption_clips(table, objects, config(server, told), str(tmp_path)))
     failed = [name for name, row in found.items() if row["reason"] == "caption_failed"]
     assert failed == ["a-0000", "a-0001"]  # when the first cannot be described, its near-duplicate may serve
+
+
+def test_a_written_caption_is_matched_before_the_rules_are_asked(
+    clips: tuple[pl.DataFrame, str], server: CaptionServer, tmp_path: Path, clip: ClipModelConfig
+) -> None:
+    table, objects = clips
+    told = config(server, {"camera_sentence": True}).model_copy(
+        update={"clip": clip, "rules": CurationRules(min_text_match=0.0)}
+    )
+    caption = "a red ball. it rolls. the camera is static."
+    features = text_features(load_clip(clip.folder), clip.folder, caption)
+    signs = {"a-0000": -1, "a-0001": 1, "b-0000": 1, "c-0000": -1}
+    embeddings = [(signs[name] * features).astype(np.float16).tobytes() for name in table["clip_id"]]
+    table = table.with_columns(
+        embedding=pl.Series(embeddings),
+        camera_motion=pl.lit("static"),
+        near_duplicate_group=pl.when(pl.col("source_id") == "a").then(pl.lit("a-0000")),
+        caption=pl.when(pl.col("clip_id") == "c-0000").then(pl.lit("a still")).otherwise("caption"),
+    )
+    found = caption_clips(table, objects, told, str(tmp_path))
+    # The first of the near-duplicates turns out not to be what its caption says, so the other one is asked about.
+    assert len(server.requests) == 3
+    assert found["caption"].to_list() == [caption] * 3 + ["a still. the camera is static."]
+    assert found["text_match"].null_count() == 0
+    expected = with_text_match(found.with_columns(text_match=pl.lit(None, pl.Float64)), clip)["text_match"]
+    assert found["text_match"].to_list() == expected.to_list()
+    decided = by_id(apply_rules(found, told.rules, caption_required=True))
+    reasons = {name: row["reason"] for name, row in decided.items() if name != "c-0000"}
+    assert reasons == {"a-0000": "low_text_match", "a-0001": None, "b-0000": None}
 
 
 def replies(*items: Reply) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 from components import manifest, packed, store, tables
 from components.errors import KinoflowError
@@ -24,6 +25,7 @@ from components.packed import PackedClips
 from components.takedown import Rules, Tombstone, beside, write
 from components.takedown.tombstones import now
 from components.video import decode_frames
+from pipelines.cli import app
 from tests.components.pack.conftest import SMALL, World
 from tests.conftest import S3Server
 
@@ -131,6 +133,43 @@ def test_clips_that_tombstones_name_are_not_packed(world: World, tmp_path: Path)
     report = packed_into(world, tmp_path / "out")
     assert (report.packed, report.reasons) == (5, {"taken_down": 1})
     assert "b" * 16 + "-0000" not in PackedClips(str(tmp_path / "out")).clip_ids
+
+
+def test_a_takedown_lists_the_shards_and_readers_pass_over_its_clips(world: World, tmp_path: Path) -> None:
+    import webdataset
+
+    root = world.clips.rpartition("/")[0]
+    out = Path(root) / "packed"
+    packed_into(world, out)
+    before, index = files_of(out), index_of(out)
+    assert PackedClips(str(out)).left_out == frozenset()
+    gone = {f"{'a' * 16}-{number:04d}" for number in range(3)}
+    arguments = ["takedown", "--path", "a.mp4", "--reason", "asked by its owner", "--root", root, "--json"]
+    answer = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    shards = {each["uri"]: each["clips"] for each in answer["reach"]["touched"] if each["kind"] == "shard"}
+    of_gone = index.filter(pl.col("clip_id").is_in(list(gone)))
+    expected = {
+        f"{out}/{packed.shard_name(shard)}": count for shard, count in of_gone["shard"].value_counts().iter_rows()
+    }
+    assert shards == expected and len(index["shard"].unique()) > len(shards)
+    clips = PackedClips(str(out))
+    assert set(clips.left_out) == gone and len(clips) == 3 and not set(clips.clip_ids) & gone
+    assert [clip.clip_id for clip in clips] == sorted(set(index["clip_id"]) - gone)
+    with pytest.raises(KinoflowError, match="is to be skipped"):
+        clips.read(f"{'a' * 16}-0000")
+    assert clips.skipping(["b" * 16 + "-0000"]).left_out == gone | {"b" * 16 + "-0000"}
+    tars = sorted(str(path) for path in (out / "shards").iterdir())
+    read = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
+    assert [
+        sample["__key__"] for sample in read.select(lambda sample: sample["__key__"] not in clips.left_out)
+    ] == list(clips.clip_ids)
+    assert len(PackedClips(str(out), tombstones=False)) == 6 and files_of(out) == before
+    # one that was written without knowledge of this table is asked by its rule
+    write(
+        beside(world.objects),
+        Tombstone(rules=Rules(paths=("b.avi",)), reason="asked for", by="them", at=now(), clip_ids=(), tables=()),
+    )
+    assert set(PackedClips(str(out)).left_out) == gone | {"b" * 16 + "-0000"}
 
 
 def test_the_shards_are_plain_tar_files_that_stay_in_their_folder(out: Path) -> None:

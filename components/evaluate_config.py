@@ -31,6 +31,9 @@ class EvaluateConfig(Section):
     num_extend_backward: int = Field(8, ge=0, description="The beginning of a clip given as last frames.")
     num_connect: int = Field(8, ge=0, description="First and last frame of a clip given.")
     num_interpolate: int = Field(8, ge=0, description="Every second frame of a held-out clip given.")
+    interpolate_guidance_scale: float = Field(
+        1.0, ge=0, description="Of frames to interpolate: they follow their neighbours rather than the text."
+    )
     num_reference_clips: int = Field(64, ge=2, description="Held-out clips that generated ones are compared with.")
     feature_folder: str | None = Field(
         None,
@@ -61,3 +64,9 @@ class EvaluateConfig(Section):
     def given_frames(self) -> int:
         """Frames that an extension is given."""
         return self.condition_frames if self.condition_frames is not None else max(1, self.num_frames // 4)
+
+    def sampling_of(self, task: str) -> SamplingConfig:
+        """How samples of a task are drawn."""
+        if task != "interpolate":
+            return self.sampling
+        return self.sampling.model_copy(update={"guidance_scale": self.interpolate_guidance_scale})

@@ -163,7 +163,8 @@ def _draw(
         for job in jobs:
             clips = generate(
                 bundle, [case.request for case in job.cases], num_frames=job.num_frames, height=config.height,
-                width=config.width, sampling=config.sampling, batch_size=config.batch_size, on_batch=advance,
+                width=config.width, sampling=config.sampling_of(job.task), batch_size=config.batch_size,
+                on_batch=advance,
             )  # fmt: skip
             samples += measured(job, clips, bundle, with_truth=config.measure_shapes)
     return held_out, samples
@@ -174,7 +175,9 @@ def _scores(
 ) -> dict[str, dict[str, Score]]:
     """All scores by task, those that compare many clips with many others included."""
     scores = scores_of(samples)
-    for task in scores if extractor is not None else ():
+    if extractor is None:
+        return scores
+    for task in scores:
         drawn = [sample for sample in samples if sample.task == task]
         prompts = [sample.prompt for sample in drawn]
         real = None

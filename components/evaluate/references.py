@@ -33,7 +33,7 @@ class Clip:
 
 
 def made_clips(
-    scenes: Sequence[Scene], seed: int, num_frames: int, config: EvaluateConfig, *, room: int = 0
+    scenes: Sequence[Scene], seed: int, num_frames: int, config: EvaluateConfig, *, before: int = 0, after: int = 0
 ) -> list[Clip]:
     """Windows of freshly drawn shots, as training cuts them: so many frames at `config.frame_interval`.
 
@@ -42,12 +42,12 @@ def made_clips(
         seed: decides how each is staged and where the window begins.
         num_frames: of every clip.
         config: sizes and interval.
-        room: further frames, at the same interval, that the shot goes on for after the window.
+        before, after: further frames, at the same interval, that the shot has before and after the window.
     """
     rng = random.Random(f"clips {seed}")
     clips = []
     for scene in scenes:
-        span = (num_frames + room - 1) * config.frame_interval + 1
+        span = (before + num_frames + after - 1) * config.frame_interval + 1
         length = max(span, rng.randint(*SHOT_FRAMES))
         staging = draw_staging(rng, moving=scene.motion is not None)
         start = rng.randint(0, length - span)

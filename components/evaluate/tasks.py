@@ -54,8 +54,8 @@ class Material(Protocol):
     def stills(self, count: int) -> list[Clip]:
         """At most so many first frames with their captions."""
 
-    def clips(self, task: TaskName, count: int, room: int = 0) -> list[Clip]:
-        """At most so many clips of `config.num_frames` that could go on for `room` more."""
+    def clips(self, task: TaskName, count: int) -> list[Clip]:
+        """At most so many clips of `config.num_frames`, which can be extended where the task is to."""
 
 
 class MadeWorld:
@@ -76,11 +76,14 @@ class MadeWorld:
         drawn = truth.first_frames(scenes, config.seed, config.num_frames, config.height, config.width)
         return [Clip(scene.caption, frame[None]) for scene, frame in zip(scenes, drawn, strict=True)]
 
-    def clips(self, task: TaskName, count: int, room: int = 0) -> list[Clip]:
+    def clips(self, task: TaskName, count: int) -> list[Clip]:
         """See `Material`."""
-        seed = self._config.seed + 2 + _PLACES.index(task)
-        scenes = truth.draw_scenes(count, seed, moving=True)
-        return made_clips(scenes, seed, self._config.num_frames, self._config, room=room)
+        config, seed = self._config, self._config.seed + 2 + _PLACES.index(task)
+        room = config.num_frames - config.given_frames
+        return made_clips(
+            truth.draw_scenes(count, seed, moving=True), seed, config.num_frames, config,
+            before=room if task == "extend_backward" else 0, after=room if task == "extend_forward" else 0,
+        )  # fmt: skip
 
 
 class HeldOutWorld:
@@ -105,8 +108,8 @@ class HeldOutWorld:
         """See `Material`."""
         return self._held_out.first_frames(count)
 
-    def clips(self, task: TaskName, count: int, room: int = 0) -> list[Clip]:
-        """See `Material`; what follows a clip is not looked at, so it need not be there."""
+    def clips(self, task: TaskName, count: int) -> list[Clip]:
+        """See `Material`; what lies before or after a clip is not looked at, so it need not be there."""
         return self._held_out.clips(count, self._config.num_frames)
 
 
@@ -145,11 +148,7 @@ def _cases(task: TaskName, config: EvaluateConfig, material: Material, count: in
     if task in ("text_to_image", "text_to_video"):
         prompts = material.prompts(task, count)
         return [Case(Request(prompt, first_seed + index)) for index, prompt in enumerate(prompts)]
-    if task == "image_to_video":
-        clips = material.stills(count)
-    else:
-        extends = task in ("extend_forward", "extend_backward")
-        clips = material.clips(task, count, config.num_frames - config.given_frames if extends else 0)
+    clips = material.stills(count) if task == "image_to_video" else material.clips(task, count)
     return [_conditioned(task, config, clip, first_seed + index) for index, clip in enumerate(clips)]
 
 

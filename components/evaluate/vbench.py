@@ -1,4 +1,4 @@
-"""Videos in the layout that VBench and VBench-I2V read, and their results back as scores.
+"""Videos in the layout that VBench and VBench-I2V read.
 
 Their prompt suites are parameters: `VBench_full_info.json` and `vbench2_i2v_full_info.json`, lists of prompts with the
 dimensions they belong to. Videos are named `<prompt>-<index>.mp4` and lie in one folder that holds nothing else.
@@ -7,13 +7,9 @@ dimensions they belong to. Videos are named `<prompt>-<index>.mp4` and lie in on
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from components.config import Section
 from components.encoding import write_video
@@ -21,7 +17,6 @@ from components.errors import KinoflowError
 from components.generation import Bundle, Frames, Request, generate
 from components.generation.settings import GenerationConfig
 from components.generation.tasks import arrange
-from components.intervals import Score, mean_score, share_score
 from components.media import UnreadableMedia
 from components.video import read_frames
 
@@ -194,48 +189,3 @@ def _request(video: Planned, images: Path | None, config: GenerationConfig) -> R
         raise KinoflowError(f"The picture {path} cannot be read ({error}).") from error
     references, strategy = arrange("image_to_video", [picture], config.num_frames)
     return Request(video.prompt.text, video.seed, references=references, mask_strategy=strategy)
-
-
-# --- results -----------------------------------------------------------------------------------------------
-
-
-def read_results(path: Path) -> dict[str, Score]:
-    """Scores by dimension of a `*_eval_results.json`.
-
-    VBench tells of every dimension its score and, of most, a value for each video. The interval is the one of the
-    mean over videos, scaled with it to VBench's score where that is weighed otherwise.
-
-    Raises:
-        KinoflowError: it is no such file.
-    """
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        scores = {str(name): _score_of(result) for name, result in told.items()}
-    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise KinoflowError(f"{path} is no result of VBench: a score and its videos by dimension ({error}).") from error
-    if not scores:
-        raise KinoflowError(f"{path} holds no result.")
-    return scores
-
-
-def _score_of(result: Any) -> Score:
-    overall, videos = (result[0], result[1]) if isinstance(result, list) else (result, [])
-    mean = float(overall)
-    if not math.isfinite(mean):
-        raise ValueError(f"a score is {mean}")
-    values = list(_video_values(videos))
-    if not values:
-        return Score(mean=mean, low=mean, high=mean, n=1)
-    if all(isinstance(value, bool) for value in values) and math.isclose(mean, float(np.mean(values)), abs_tol=1e-6):
-        return share_score(sum(map(bool, values)), len(values))
-    score = mean_score([float(value) for value in values])
-    scale = mean / score.mean if score.mean else 1.0
-    low, high = sorted((score.low * scale, score.high * scale))
-    return Score(mean=mean, low=min(low, mean), high=max(high, mean), n=score.n)
-
-
-def _video_values(videos: Any) -> Iterator[float | bool]:
-    for video in videos if isinstance(videos, list) else ():
-        value = video.get("video_results") if isinstance(video, dict) else None
-        if isinstance(value, bool | int | float) and math.isfinite(value):
-            yield value

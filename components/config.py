@@ -19,13 +19,15 @@ from components.curate_config import ClipModelConfig as ClipModelConfig
 from components.curate_config import CurateConfig as CurateConfig
 from components.curate_config import ShotConfig as ShotConfig
 from components.errors import KinoflowError
+from components.evaluate_config import EvaluateConfig as EvaluateConfig
 from components.rules_config import CurationRules as CurationRules
+from components.sampling_config import SamplingConfig as SamplingConfig
+from components.sampling_config import check_size
 from components.section import Section as Section
 from model.buckets import BucketTable
 from model.config import STDiT2Config
-from model.diffusion_config import DiffusionConfig, IDDPMConfig, SamplingMethod
+from model.diffusion_config import DiffusionConfig, IDDPMConfig
 from model.encoder_config import AutoencoderConfig, TextEncoderConfig
-from model.geometry import VAE_STRIDE
 from model.mask_config import MaskRatios
 from model.optimizer_config import OptimizerConfig as OptimizerConfig
 from model.sentinel_config import SentinelConfig
@@ -60,18 +62,8 @@ class StagePlanConfig(Section):
     def _sizes_divide(self) -> Self:
         for name, custom in self.buckets.custom_resolutions.items():
             for height, width in custom.sizes:
-                _check_size(f"stage {self.name!r}, resolution {name!r}", height, width)
+                check_size(f"stage {self.name!r}, resolution {name!r}", height, width)
         return self
-
-
-def _check_size(where: str, height: int, width: int) -> None:
-    """Refuse what the autoencoder would cut off."""
-    _, vertical, horizontal = VAE_STRIDE
-    if height % vertical or width % horizontal:
-        raise ValueError(
-            f"{where}: {height}x{width} does not divide by the autoencoder's stride {vertical}; "
-            f"choose multiples of {vertical}"
-        )
 
 
 Draws = Literal["opensora-1.1", "fast"]
@@ -188,47 +180,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"stage {self.name!r}: warmup_steps {self.optimizer.warmup_steps} must be below steps {self.steps}"
             )
-        return self
-
-
-class SamplingConfig(Section):
-    """How videos are drawn from a checkpoint."""
-
-    num_inference_steps: int = Field(100, ge=1)
-    method: SamplingMethod = Field("own", description="Own: ancestral, or Euler for a flow; dpm-solver++ in 25 steps.")
-    guidance_scale: float = Field(7.0, ge=0)
-    cfg_channel: int | None = Field(None, ge=1, description="Guide only the first channels (Open-Sora 1.1 used 3).")
-    use_ema: bool = True
-    keep_condition_frames: bool = Field(
-        True, description="Given frames come back exactly; Open-Sora 1.1 returned its prediction of them."
-    )
-    fps: float = Field(24.0, gt=0, description="Frame rate told to the network.")
-    saved_fps: float = Field(8.0, gt=0, description="Frame rate of the written file.")
-
-
-class EvaluateConfig(Section):
-    """Held-out loss, generated samples and what is measured on them."""
-
-    seed: int = 42
-    sampling: SamplingConfig = SamplingConfig()
-    num_frames: int = Field(16, ge=1)
-    height: int = Field(240, ge=8)
-    width: int = Field(424, ge=8)
-    prompts: tuple[str, ...] = Field((), description="Prompts; taken from held-out captions when empty.")
-    num_text_to_image: int = Field(8, ge=0)
-    num_text_to_video: int = Field(8, ge=0)
-    num_image_to_video: int = Field(8, ge=0)
-    num_saved: int = Field(16, ge=1, description="Samples of each task written as mp4.")
-    batch_size: int = Field(8, ge=1)
-    timesteps: int = Field(10, ge=1, description="Equidistant timesteps of the held-out loss.")
-    measure_shapes: bool = Field(False, description="Measure the demo's truth: colour, shape, motion, background.")
-    num_threads: int | None = Field(None, ge=1)
-    registered_model: str = Field("kinoflow", description="Name in the model registry.")
-    alias: str = Field("candidate", description="Alias given to the registered version.")
-
-    @model_validator(mode="after")
-    def _size_divides(self) -> Self:
-        _check_size("size of the samples", self.height, self.width)
         return self
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
 from components import manifest
 from components.batches import BatchReader
+from components.intervals import Score, mean_score
 from components.plan_file import PlanFile, held_out_plan
 from components.shared_tensors import open_index
 from components.takedown import taken_down
@@ -23,14 +25,28 @@ from model.stdit2 import STDiT2
 TIMESTEP_SCALE = 1000
 
 
+class TimestepLoss(BaseModel):
+    """Loss at one timestep, mean over clips with its 95 % interval."""
+
+    model_config = ConfigDict(frozen=True)
+    timestep: int
+    mean: float
+    low: float
+    high: float
+
+
 class HeldOutLoss(BaseModel):
-    """Loss of one bucket over its held-out clips."""
+    """Loss of one bucket over its held-out clips, with its 95 % interval over clips."""
 
     model_config = ConfigDict(frozen=True)
     bucket: str
     clips: int
     loss: float
-    by_timestep: tuple[float, ...]
+    low: float
+    high: float
+    by_timestep: tuple[TimestepLoss, ...]
+    by_clip: tuple[float, ...] = Field((), exclude=True, repr=False)
+    """Of every clip, mean over timesteps."""
 
 
 def timesteps_of(count: int) -> list[int]:
@@ -60,8 +76,7 @@ def held_out_losses(
     """
     process = build_process(diffusion)
     steps = timesteps_of(timesteps)
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
-    clips: dict[str, int] = defaultdict(int)
+    losses: dict[str, list[Tensor]] = defaultdict(list)
     batches.schedule(range(len(batches)))
     for index in range(len(batches)):
         batch = batches.read(index)
@@ -69,28 +84,41 @@ def held_out_losses(
         generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
         noise = torch.randn(batch.latents.shape, generator=generator)
         denoise = TextConditionedDenoiser(network, batch.text_features, batch.text_mask, **batch.clip_info)
-        for place, step in enumerate(steps):
+        found = []
+        for step in steps:
             timestep = torch.full((len(batch.latents),), step)
-            loss = process.training_losses(denoise, batch.latents, timestep, noise).loss
-            sums[bucket][place] += float(loss.sum())
-        clips[bucket] += len(batch.latents)
+            found.append(process.training_losses(denoise, batch.latents, timestep, noise).loss)
+        losses[bucket].append(torch.stack(found, dim=1).double())
         if on_batch is not None:
             on_batch()
-    return [
-        HeldOutLoss(
-            bucket=bucket,
-            clips=clips[bucket],
-            loss=sum(values) / len(values) / clips[bucket],
-            by_timestep=tuple(value / clips[bucket] for value in values),
-        )
-        for bucket, values in sorted(sums.items())
-    ]
+    return [_summed_up(bucket, torch.cat(found), steps) for bucket, found in sorted(losses.items())]
+
+
+def _summed_up(bucket: str, losses: Tensor, steps: list[int]) -> HeldOutLoss:
+    """What is told of a bucket's losses (clips, timesteps)."""
+    table = losses.numpy()
+    by_clip, columns = table.mean(axis=1), [mean_score(column) for column in table.T]
+    overall = mean_score(by_clip)
+    return HeldOutLoss(
+        bucket=bucket, clips=len(table), loss=overall.mean, low=overall.low, high=overall.high,
+        by_timestep=tuple(
+            TimestepLoss(timestep=step, mean=score.mean, low=score.low, high=score.high)
+            for step, score in zip(steps, columns, strict=True)
+        ),
+        by_clip=tuple(by_clip.tolist()),
+    )  # fmt: skip
 
 
 def mean_held_out_loss(losses: list[HeldOutLoss]) -> float | None:
     """Mean over all clips of all buckets; None without any."""
-    clips = sum(row.clips for row in losses)
-    return sum(row.loss * row.clips for row in losses) / clips if clips else None
+    score = overall_loss(losses)
+    return None if score is None else score.mean
+
+
+def overall_loss(losses: list[HeldOutLoss]) -> Score | None:
+    """Mean over all clips of all buckets with its interval; None without any."""
+    values = [value for row in losses for value in row.by_clip]
+    return mean_score(values) if values else None
 
 
 def open_held_out(data: str, stage: str, folder: Path) -> BatchReader:

@@ -16,8 +16,8 @@ QUARTER_KINDS = ("mask_quarter_random", "mask_quarter_head", "mask_quarter_tail"
 class MaskRatios(BaseModel):
     """Share of training samples per mask kind (Open-Sora 1.1's names); the shares add up to 1.
 
-    A mask shows some frames to the network as a clean condition: at most a quarter of the clip, or single images.
-    The default masks nothing.
+    A mask shows some frames to the network as a clean condition: at most a quarter of the clip, single images, or, as
+    Open-Sora 1.2 added, every second frame. The default masks nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +31,7 @@ class MaskRatios(BaseModel):
     mask_image_head: Ratio = Field(0.0, description="The first frame.")
     mask_image_tail: Ratio = Field(0.0, description="The last frame.")
     mask_image_head_tail: Ratio = Field(0.0, description="The first and the last frame.")
+    mask_interpolate: Ratio = Field(0.0, description="Every second frame, from the first or the second on.")
 
     @model_validator(mode="after")
     def _check_sum(self) -> MaskRatios:

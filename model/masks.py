@@ -24,7 +24,7 @@ def sample_frame_masks(
     """Draw one training mask per sample.
 
     Per sample the kind is drawn first, walking the ratios in their order, then a quarter kind's length, then a
-    random kind's position.
+    random kind's position or the interpolating kind's first given frame.
 
     Args:
         ratios: share of each kind; a mapping is walked in its written order.
@@ -59,6 +59,9 @@ def _mask_of_kind(kind: str, num_frames: int, rng: random.Random) -> list[bool]:
     mask = [True] * num_frames
     if num_frames <= 1 or kind == "mask_no":
         return mask
+    if kind == "mask_interpolate":
+        phase = rng.randint(0, 1)
+        return [index % 2 != phase for index in range(num_frames)]
     extent, _, place = kind.removeprefix("mask_").partition("_")
     length = 1
     if extent == "quarter":

@@ -22,6 +22,7 @@ from pipelines.config import RunConfig, load_run_config, preset_names
 from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown, takedowns
 from pipelines.terminal import BUCKET, make_console
+from pipelines.vbench_command import app as vbench_app
 from pipelines.weights import app as weights_app
 from pipelines.whatif import whatif
 
@@ -38,6 +39,7 @@ app.command()(pack)
 app.command()(digest)
 add_cluster_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
+app.add_typer(vbench_app, name="vbench", help="Videos for VBench and VBench-I2V, and their results back.")
 
 app.command()(whatif)
 

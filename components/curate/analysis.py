@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from components import store
 from components.caption import clean_caption
+from components.clip_model import ModelUnusable
 from components.config import CaptionConfig, CurateConfig
 from components.curate.clips import ClipMeasurer, MeasuredClip
-from components.curate.scores.clip import ModelUnusable
 from components.media import UnreadableMedia
 from components.stored_media import DamagedObject, local_object
 from components.video import decode_pictures

@@ -1,35 +1,32 @@
-"""Evaluate: held-out loss, generated samples, and what can be measured on them, for people to look at."""
+"""Evaluate: held-out loss, generated samples of every task, and what can be measured on them, for people to look at."""
 
 from __future__ import annotations
 
-import base64
 import json
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
-import numpy as np
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict
 
-from components import layout, manifest, progress, store, video
+from components import layout, manifest, progress, store
 from components.batches import BatchReader
 from components.config import EvaluateConfig, TrackingConfig
-from components.evaluate import truth
-from components.evaluate.pictures import Sample, contact_sheet, plot_held_out, plot_losses
+from components.evaluate import page
+from components.evaluate.features import Extractor, ImageModel, compared, measured_shapes
+from components.evaluate.references import HeldOut, made_clips
+from components.evaluate.samples import Sample, measured, scores_of
 from components.evaluate.tasks import Job, plan_jobs
-from components.generation import Bundle, generate, load_bundle, to_frames, to_pixels
-from components.held_out import (
-    HeldOutLoss,
-    held_out_losses,
-    mean_held_out_loss,
-    open_held_out,
-    timesteps_of,
-)
+from components.generation import Bundle, generate, load_bundle
+from components.held_out import HeldOutLoss, held_out_losses, open_held_out, overall_loss
+from components.intervals import Score, named
 from components.lineage.seen import touched_by
+from components.media import Frames
 from components.registry import version_tags
+from components.shapes.world import parse_caption
 from components.takedown import identity, kept_of, taken_down
 from components.takedown.tombstones import digest_of_ids
 from components.tracking import Tracker, open_tracker
@@ -37,19 +34,29 @@ from components.tracking.names import SCORES
 
 logger = logging.getLogger(__name__)
 KIND = "evaluation"
-METRICS, REPORT, SHEET = "metrics.json", layout.PAGE, "contact_sheet.png"
+METRICS = "metrics.json"
+COMPARED = ("text_to_video", "image_to_video")
+"""Tasks whose clips are compared with real ones: of the others too much is given."""
 
 
 class EvaluateReport(BaseModel):
-    """What an evaluation found; also the content of `metrics.json`."""
+    """What an evaluation found; also the content of `metrics.json`.
+
+    Attributes:
+        held_out_loss: mean over all held-out clips, with its interval; None without any.
+        held_out: the same by bucket and timestep.
+        scores: by task and name of `metrics.METRICS`.
+        samples: number of generated samples.
+    """
 
     model_config = ConfigDict(frozen=True)
     checkpoint_digest: str
     stage: str
     held_out_loss: float | None
+    held_out_loss_low: float | None
+    held_out_loss_high: float | None
     held_out: tuple[HeldOutLoss, ...]
-    truth: dict[str, dict[str, float]]
-    first_frame: dict[str, float] | None
+    scores: dict[str, dict[str, Score]]
     samples: int
     taken_down_clips: int = 0
     tombstones: tuple[str, ...] = ()
@@ -94,6 +101,7 @@ def evaluate(
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     stage = str(published.facts["stage"])
+    extractor = _extractor(config)
     with (
         tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch,
         open_tracker(tracking, task="evaluate", params={"evaluate": config.model_dump(mode="json")}) as tracker,
@@ -101,13 +109,28 @@ def evaluate(
     ):
         local = Path(scratch)
         bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
-        jobs = plan_jobs(config, clips=clips, objects=objects, taken=taken, scratch=local)
+
+        @cache
+        def held_out() -> HeldOut:
+            return HeldOut(config, clips, objects, local, taken)
+
+        jobs = plan_jobs(config, held_out)
         with open_held_out(data, stage, local / "data") as batches:
-            samples, measured = _measure(config, bundle, batches, stage, jobs)
-        seen = {"taken_down_clips": num_seen, "tombstones": tuple(sorted(tombstones))}
-        report = measured.model_copy(update=seen)
+            losses, samples = _draw(config, bundle, batches, jobs)
+        overall = overall_loss(losses)
+        report = EvaluateReport(
+            checkpoint_digest=bundle.checkpoint_digest, stage=stage,
+            held_out_loss=overall.mean if overall else None,
+            held_out_loss_low=overall.low if overall else None, held_out_loss_high=overall.high if overall else None,
+            held_out=tuple(losses), scores=_scores(config, samples, extractor, held_out), samples=len(samples),
+            taken_down_clips=num_seen, tombstones=tuple(sorted(tombstones)),
+        )  # fmt: skip
         folder = publication.directory
-        _write(folder, config, report, samples, histories=_histories(checkpoint))
+        page.write(
+            folder, samples, stage=stage, checkpoint_digest=report.checkpoint_digest, scores=report.scores,
+            held_out=losses, histories=_histories(checkpoint), num_saved=config.num_saved,
+            saved_fps=config.sampling.saved_fps, taken_down_clips=num_seen, tombstones=report.tombstones,
+        )  # fmt: skip
         (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
         publication.facts = json.loads(report.model_dump_json())
         publication.annotations = {"checkpoint": checkpoint}
@@ -116,10 +139,17 @@ def evaluate(
     return report
 
 
-def _measure(
-    config: EvaluateConfig, bundle: Bundle, batches: BatchReader, stage: str, jobs: list[Job]
-) -> tuple[list[Sample], EvaluateReport]:
-    total = len(batches) + sum(len(job.requests) for job in jobs)
+def _extractor(config: EvaluateConfig) -> Extractor | None:
+    """What clips are compared by: a configured model, the made world's checker, or nothing."""
+    if config.feature_folder is not None:
+        return ImageModel(config.feature_folder)
+    return measured_shapes if config.measure_shapes else None
+
+
+def _draw(
+    config: EvaluateConfig, bundle: Bundle, batches: BatchReader, jobs: list[Job]
+) -> tuple[list[HeldOutLoss], list[Sample]]:
+    total = len(batches) + sum(len(job.cases) for job in jobs)
     with progress.task("evaluate", total) as bar:
         held_out = held_out_losses(
             bundle.network, bundle.diffusion, batches, timesteps=config.timesteps, seed=config.seed,
@@ -131,31 +161,40 @@ def _measure(
             bar.advance(count, job.task)
 
         for job in jobs:
-            frames = generate(
-                bundle, job.requests, num_frames=job.num_frames, height=config.height, width=config.width,
-                sampling=config.sampling, batch_size=config.batch_size,
+            clips = generate(
+                bundle, [case.request for case in job.cases], num_frames=job.num_frames, height=config.height,
+                width=config.width, sampling=config.sampling_of(job.task), batch_size=config.batch_size,
                 on_batch=advance,
             )  # fmt: skip
-            samples += [job.sample(index, clip, judged=config.measure_shapes) for index, clip in enumerate(frames)]
-    report = EvaluateReport(
-        checkpoint_digest=bundle.checkpoint_digest,
-        stage=stage,
-        held_out_loss=mean_held_out_loss(held_out),
-        held_out=tuple(held_out),
-        truth=truth.summarise(samples),
-        first_frame=_first_frame(bundle, samples),
-        samples=len(samples),
-    )
-    return samples, report
+            samples += measured(job, clips, bundle, with_truth=config.measure_shapes)
+    return held_out, samples
 
 
-def _first_frame(bundle: Bundle, samples: list[Sample]) -> dict[str, float] | None:
-    given = [sample for sample in samples if sample.reference is not None]
-    if not given:
-        return None
-    references = np.stack([sample.reference for sample in given if sample.reference is not None])
-    rebuilt = to_frames(bundle.autoencoder.decode(bundle.autoencoder.encode(to_pixels(references)[None])))[0]
-    return truth.first_frame_fidelity(given, rebuilt)
+def _scores(
+    config: EvaluateConfig, samples: list[Sample], extractor: Extractor | None, held_out: Callable[[], HeldOut]
+) -> dict[str, dict[str, Score]]:
+    """All scores by task, those that compare many clips with many others included."""
+    scores = scores_of(samples)
+    if extractor is None:
+        return scores
+    for task in scores:
+        drawn = [sample for sample in samples if sample.task == task]
+        prompts = [sample.prompt for sample in drawn]
+        real = None
+        if task in COMPARED:
+            real = extractor(_real_clips(config, prompts, held_out))
+        scores[task] |= compared(extractor, [sample.frames for sample in drawn], prompts, real)
+    return scores
+
+
+def _real_clips(config: EvaluateConfig, prompts: Iterable[str], held_out: Callable[[], HeldOut]) -> list[Frames]:
+    """Real clips to compare with: of the made world those of the same prompts, else held-out ones."""
+    if config.measure_shapes:
+        scenes = [scene for prompt in prompts if (scene := parse_caption(prompt)) is not None]
+        clips = made_clips(scenes, config.seed, config.num_frames, config)
+    else:
+        clips = held_out().clips(config.num_reference_clips, config.num_frames)
+    return [clip.frames for clip in clips]
 
 
 def _histories(checkpoint: str) -> dict[str, list[dict[str, float]]]:
@@ -171,73 +210,6 @@ def _histories(checkpoint: str) -> dict[str, list[dict[str, float]]]:
         histories = {document["name"]: document.get("history", [])} | histories
         here = document.get("parent_checkpoint")
     return histories
-
-
-def _write(
-    folder: Path,
-    config: EvaluateConfig,
-    report: EvaluateReport,
-    samples: list[Sample],
-    histories: dict[str, list[dict[str, float]]],
-) -> None:
-    saved: dict[str, list[dict[str, JsonValue]]] = {}
-    shown: list[Sample] = []
-    counts: dict[str, int] = {}
-    for sample in samples:
-        index = counts[sample.task] = counts.get(sample.task, 0) + 1
-        if index > config.num_saved:
-            continue
-        shown.append(sample)
-        path = _save(sample, folder / "samples", index, config.sampling.saved_fps)
-        entry: dict[str, JsonValue] = {
-            "prompt": sample.prompt, "seed": sample.seed, "is_video": len(sample.frames) > 1,
-            "verdict": dict(sample.verdict) if sample.verdict else None,
-            "data": base64.b64encode(path.read_bytes()).decode(),
-        }  # fmt: skip
-        saved.setdefault(sample.task, []).append(entry)
-    if shown:
-        contact_sheet(list(_interleaved(shown)), folder / SHEET)
-    steps = [float(step) for step in timesteps_of(config.timesteps)]
-    curves = {row.bucket: list(row.by_timestep) for row in report.held_out}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(
-        title="Kinoflow evaluation",
-        checkpoint=report.stage,
-        checkpoint_digest=report.checkpoint_digest,
-        taken_down_clips=report.taken_down_clips,
-        tombstones=report.tombstones,
-        truth=report.truth,
-        truth_names=truth.NAMES,
-        first_frame=report.first_frame,
-        held_out=report.held_out,
-        held_out_plot=base64.b64encode(plot_held_out(curves, steps)).decode() if curves else None,
-        loss_plot=base64.b64encode(plot_losses(histories)).decode(),
-        samples_by_task=saved,
-    )
-    (folder / REPORT).write_text(page, encoding="utf-8")
-
-
-def _interleaved(samples: list[Sample]) -> Iterator[Sample]:
-    """At most eight rows of each task, tasks one after the other, so that the sheet fits a page."""
-    seen: dict[str, int] = {}
-    for sample in samples:
-        seen[sample.task] = seen.get(sample.task, 0) + 1
-        if seen[sample.task] <= 8:
-            yield sample
-
-
-def _save(sample: Sample, folder: Path, index: int, fps: float) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{sample.task}-{index:02d}"
-    if len(sample.frames) == 1:
-        path = folder / f"{name}.png"
-        video.write_image(path, sample.frames[0])
-    else:
-        path = folder / f"{name}.mp4"
-        video.write_video(path, sample.frames, fps)
-    return path
 
 
 def _attach_curation(tracker: Tracker, clips: str, scratch: Path) -> None:
@@ -256,19 +228,22 @@ def _track(
     checkpoint: str,
     published: manifest.Manifest,
 ) -> None:
-    metrics = {f"held_out/{row.bucket.replace(' ', '-')}": row.loss for row in report.held_out}
-    if report.held_out_loss is not None:
-        metrics["held_out_loss"] = report.held_out_loss
-    for task, row in report.truth.items():
-        metrics |= {f"truth/{task}/{name}": value for name, value in row.items()}
-    if report.first_frame:
-        metrics |= {f"first_frame/{name}": value for name, value in report.first_frame.items()}
+    metrics = named(report.scores, "suite")
+    for row in report.held_out:
+        where = f"held_out/{row.bucket.replace(' ', '-')}"
+        metrics |= {where: row.loss, f"{where}_low": row.low, f"{where}_high": row.high}
+        for point in row.by_timestep:
+            there = f"{where}/by_timestep"
+            values = {there: point.mean, f"{there}_low": point.low, f"{there}_high": point.high}
+            tracker.log_metrics(values, step=point.timestep)
+    overall = {name: getattr(report, name) for name in ("held_out_loss", "held_out_loss_low", "held_out_loss_high")}
+    metrics |= {name: value for name, value in overall.items() if value is not None}
     tracker.log_metrics(metrics, step=0)
     tracker.log_dataset("clips", published.dataset_digest, checkpoint, "evaluation")
-    for name in (METRICS, REPORT, SHEET):
+    for name in (METRICS, layout.PAGE, page.SHEET):
         if (folder / name).exists():
             tracker.log_artifact(folder / name)
-    for path in sorted((folder / "samples").glob("*")):
+    for path in sorted((folder / page.SAMPLES).glob("*")):
         tracker.log_artifact(path, "samples")
     tags = version_tags(checkpoint, published, tracking, metrics)
     if report.taken_down_clips:

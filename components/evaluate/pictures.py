@@ -4,37 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from components.contact_sheet import Strip, write_sheet
+from components.evaluate.metrics import headline
+from components.evaluate.samples import Sample
+from components.held_out import HeldOutLoss
 
-Frames = NDArray[np.uint8]
 FRAMES_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One generated video or picture.
-
-    Attributes:
-        task: "text-to-image", "text-to-video" or "image-to-video".
-        prompt: the text it was generated from.
-        frames: (T, H, W, 3) uint8.
-        seed: the seed of its noise.
-        reference: (H, W, 3) uint8, the given first frame, if any.
-        verdict: what a checker found, by name; empty when nothing was measured.
-    """
-
-    task: str
-    prompt: str
-    frames: Frames
-    seed: int
-    reference: Frames | None = None
-    verdict: dict[str, bool] | None = None
 
 
 def contact_sheet(samples: Sequence[Sample], path: Path) -> None:
@@ -43,10 +20,13 @@ def contact_sheet(samples: Sequence[Sample], path: Path) -> None:
 
 
 def _strip(sample: Sample) -> Strip:
-    lines = [sample.task.upper(), sample.prompt]
-    if sample.verdict is not None:
+    lines = [sample.task.replace("_", " ").upper(), sample.prompt]
+    told = headline(sample.task, dict(sample.values))
+    if sample.verdict:
         lines.append("  ".join(("+" if good else "-") + name for name, good in sample.verdict.items() if name != "all"))
-    return Strip(lines, sample.frames, sample.reference is not None)
+    elif told is not None:
+        lines.append(f"{told} {float(sample.values[told]):.2f}")
+    return Strip(lines, sample.frames, 0 in sample.given)
 
 
 def plot_losses(histories: dict[str, list[dict[str, float]]]) -> bytes:
@@ -71,18 +51,24 @@ def plot_losses(histories: dict[str, list[dict[str, float]]]) -> bytes:
     return _png(figure)
 
 
-def plot_held_out(losses: dict[str, list[float]], timesteps: Sequence[float]) -> bytes:
-    """A PNG of held-out loss over the timestep, one line per bucket."""
+def plot_held_out(rows: Sequence[HeldOutLoss]) -> bytes:
+    """A PNG of held-out loss over the timestep with its interval, one line per bucket."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.subplots()
-    for name, values in losses.items():
-        axes.plot(timesteps, values, marker="o", markersize=3, linewidth=1, label=name)
+    for row in rows:
+        timesteps = [point.timestep for point in row.by_timestep]
+        axes.plot(
+            timesteps, [p.mean for p in row.by_timestep], marker="o", markersize=3, linewidth=1, label=row.bucket
+        )  # fmt: skip
+        axes.fill_between(
+            timesteps, [p.low for p in row.by_timestep], [p.high for p in row.by_timestep], alpha=0.15, linewidth=0
+        )  # fmt: skip
     axes.set_xlabel("timestep")
     axes.set_ylabel("held-out loss")
     axes.grid(alpha=0.3)
-    if losses:
+    if rows:
         axes.legend(loc="upper right", fontsize="small")
     return _png(figure)
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import defaultdict
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from components.evaluate.pictures import Sample
-from components.shapes.measure import psnr
-from components.shapes.world import Scene, all_scenes, draw_staging, render
+from components.media import Frames
+from components.shapes.measure import measure, score
+from components.shapes.world import Scene, all_scenes, draw_staging, parse_caption, render
 
 NAMES = ("colour", "shape", "motion", "background", "all")
 
@@ -28,39 +25,34 @@ def draw_scenes(count: int, seed: int, *, moving: bool) -> list[Scene]:
     return scenes[:count]
 
 
-def first_frames(scenes: Sequence[Scene], seed: int, num_frames: int, height: int, width: int) -> NDArray[np.uint8]:
+def first_frames(scenes: Sequence[Scene], seed: int, num_frames: int, height: int, width: int) -> Frames:
     """The picture each scene starts from, freshly drawn; (N, height, width, 3) uint8."""
     rng = random.Random(f"first frames {seed}")
     drawn = [render(scene, draw_staging(rng, moving=True), num_frames, height, width)[0] for scene in scenes]
     return np.stack(drawn)
 
 
-def summarise(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
-    """Share of samples that show what was asked, by task and attribute; `n` is the number of samples."""
-    by_task: dict[str, list[dict[str, bool]]] = defaultdict(list)
-    for sample in samples:
-        if sample.verdict is not None:
-            by_task[sample.task].append(sample.verdict)
-    return {
-        task: {"n": len(verdicts)} | {name: fmean(verdict[name] for verdict in verdicts) for name in NAMES}
-        for task, verdicts in by_task.items()
-    }
+def verdict_of(task: str, frames: Frames, prompt: str, given: Collection[int]) -> dict[str, bool]:
+    """Which parts of a prompt of the grammar the pixels fulfil.
 
-
-def first_frame_fidelity(samples: Sequence[Sample], rebuilt: NDArray[np.uint8]) -> dict[str, float]:
-    """How well given first frames survive, beside what the autoencoder alone makes of them, in dB.
+    Of an extension `motion` is read from the generated frames alone: that they go on as they were begun. A loop
+    cannot move one way and is not asked to; frames to interpolate between show most of it by themselves, so nothing
+    is read from them. Other prompts have no verdict.
 
     Args:
-        samples: image-to-video samples with their references.
-        rebuilt: (N, H, W, 3), the references encoded and decoded.
+        task: that the clip was generated for.
+        frames: (T, H, W, 3) uint8.
+        prompt: the text it was generated from.
+        given: numbers of the frames that were given.
     """
-    kept = [(sample, again) for sample, again in zip(samples, rebuilt) if sample.reference is not None]
-    return {
-        "n": len(kept),
-        "psnr_db": fmean(
-            psnr(sample.frames[0], sample.reference) for sample, _ in kept if sample.reference is not None
-        ),
-        "autoencoder_psnr_db": fmean(
-            psnr(again, sample.reference) for sample, again in kept if sample.reference is not None
-        ),
-    }
+    scene = parse_caption(prompt)
+    if scene is None or task == "interpolate":
+        return {}
+    verdict = score(frames, prompt)
+    if task == "loop":
+        return {name: verdict[name] for name in ("colour", "shape", "background")}
+    if task in ("extend_forward", "extend_backward"):
+        generated = [number for number in range(len(frames)) if number not in given]
+        verdict["motion"] = measure(frames[generated]).motion == scene.motion
+        verdict["all"] = all(verdict[name] for name in NAMES if name != "all")
+    return verdict

@@ -54,6 +54,14 @@ def test_each_kind_yields_its_masks_and_no_others(case: str) -> None:
         assert masks.count(mask) / len(masks) == pytest.approx(share["exact"], abs=0.05)
 
 
+def test_interpolation_gives_every_second_frame_from_either_of_the_first_two_on() -> None:
+    only = MaskRatios(mask_no=0.0, mask_interpolate=1.0)
+    for num_frames, outcomes in ((1, {"1"}), (2, {"01", "10"}), (7, {"0101010", "1010101"})):
+        masks = [as_text(row) for row in sample_frame_masks(only, num_frames, 200, random.Random(0))]
+        assert set(masks) == outcomes
+        assert all(masks.count(mask) > 70 for mask in outcomes)
+
+
 def test_mixture_is_checked_when_it_is_loaded() -> None:
     assert MaskRatios().mask_no == 1
     assert MaskRatios.model_validate_json(MaskRatios.opensora().model_dump_json()) == MaskRatios.opensora()

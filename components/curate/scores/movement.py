@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curate.scores.base import Columns, Grey, Look, SampledScorer, ScoreInfo
+from components.optical_flow import (
+    MIN_FLOW_SIDE_PX,
+    MOTION_LONG_SIDE_PX,
+    REFERENCE_LONG_SIDE_PX,
+    DenseFlow,
+    bounded,
+    motion_magnitude,
+)
 
-REFERENCE_LONG_SIDE_PX = 256
-MIN_FLOW_SIDE_PX = 32
-"""The flow algorithm wants room for its patches."""
-MOTION_LONG_SIDE_PX = 128
 MOTION_STRIDE_FRAMES = 15
 """Steps that begin at 0, 15, 30, ...: as many odd as even ones, as drawn films repeat every other frame."""
 
@@ -24,18 +28,6 @@ CAMERA_LONG_SIDE_PX = 64
 CAMERA_STRIDE_FRAMES = 15
 STATIC_BELOW_PX = 1.0
 ZOOM_OUT_BELOW, ZOOM_IN_ABOVE = 0.4, 0.6
-
-
-class _DenseFlow:
-    """DIS optical flow (Kroeger et al. 2016, arXiv:1603.03590) between two pictures."""
-
-    def __init__(self) -> None:
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-
-    def __call__(self, before: Grey, after: Grey) -> NDArray[np.float32]:
-        """(H, W, 2) pixels to the right and down; small pictures are padded by their edges."""
-        before, after = _padded(before), _padded(after)
-        return np.asarray(self._flow.calc(before, after, np.zeros((*after.shape, 2), np.float32)), np.float32)
 
 
 class Motion(SampledScorer[float]):
@@ -53,7 +45,7 @@ class Motion(SampledScorer[float]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._flow = _DenseFlow()
+        self._flow = DenseFlow()
         self._before: tuple[int, Grey] | None = None
 
     def wants(self, place: int) -> bool:
@@ -62,15 +54,12 @@ class Motion(SampledScorer[float]):
 
     def add(self, look: Look, place: int) -> None:
         """See `Scorer`."""
-        grey = _bounded(look.grey, MOTION_LONG_SIDE_PX)
+        grey = bounded(look.grey, MOTION_LONG_SIDE_PX)
         before, self._before = self._before, (look.number, grey)
         if before is None or before[0] != look.number - 1 or place % MOTION_STRIDE_FRAMES == 0:
             return
         flow = self._flow(before[1], grey)
-        # cv2.magnitude rounds differently with the alignment of its input; the same frames must give the same bytes.
-        magnitude = np.sqrt(flow[..., 0] ** 2 + flow[..., 1] ** 2)
-        scale = REFERENCE_LONG_SIDE_PX / max(grey.shape)
-        self.samples[look.number] = float(np.mean(magnitude, dtype=np.float64) * scale)
+        self.samples[look.number] = motion_magnitude(flow, max(grey.shape))
 
     def summary(self, start: int, end: int, last: Look | None) -> Columns:
         """See `Scorer`; the step into the first frame belongs to no clip."""
@@ -93,7 +82,7 @@ class Flow(SampledScorer[float]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._flow = _DenseFlow()
+        self._flow = DenseFlow()
         self._before: tuple[int, Grey] | None = None
 
     def wants(self, place: int) -> bool:
@@ -144,7 +133,7 @@ class CameraMotion(SampledScorer[str]):
 
     def add(self, look: Look, place: int) -> None:
         """See `Scorer`."""
-        grey = _bounded(look.grey, CAMERA_LONG_SIDE_PX, MIN_FLOW_SIDE_PX)
+        grey = bounded(look.grey, CAMERA_LONG_SIDE_PX, MIN_FLOW_SIDE_PX)
         if place > 0 and self._before is not None:
             flow = cv2.calcOpticalFlowFarneback(self._before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
             self.samples[look.number] = label_of_pair(np.asarray(flow, np.float64), look.picture.size)
@@ -188,19 +177,3 @@ def label_of_clip(labels: list[str]) -> str:
     if "static" in labels:
         return "unknown"
     return "dynamic" if any(label.startswith("zoom") for label in labels) else "pan/tilt"
-
-
-def _bounded(grey: Grey, long_side_px: int, short_side_px: int = 1) -> Grey:
-    height, width = grey.shape
-    scale = min(1.0, long_side_px / max(height, width))
-    size = max(short_side_px, round(width * scale)), max(short_side_px, round(height * scale))
-    return (
-        grey if size == (width, height) else np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), np.uint8)
-    )
-
-
-def _padded(grey: Grey) -> Grey:
-    missing_rows, missing_columns = (max(0, MIN_FLOW_SIDE_PX - side) for side in grey.shape)
-    if not missing_rows and not missing_columns:
-        return grey
-    return np.asarray(cv2.copyMakeBorder(grey, 0, missing_rows, 0, missing_columns, cv2.BORDER_REPLICATE), np.uint8)

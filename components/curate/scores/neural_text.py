@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from components import manifest
+from components.clip_model import ModelUnusable
 from components.curate.scores.base import Columns, Grey, Look, SampledScorer, ScoreInfo
-from components.curate.scores.clip import ModelUnusable
 from components.curate.scores.text_overlay import FIRST_PLACES, MIN_PRESENCE, STRIDE_FRAMES, TextOverlay
 from components.curate.text import GRID
 

@@ -16,9 +16,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
 from components import tables
+from components.clip_model import ModelUnusable, image_features, load_clip
 from components.config import ClipModelConfig, CurateConfig
 from components.curate.analysis import analyse, analyse_safely
-from components.curate.scores.clip import ModelUnusable, apply_head, image_features, load_clip, with_text_match
+from components.curate.scores.clip import apply_head, with_text_match
 from components.video import read_frames, write_video
 from tests.components.curate.test_analysis import task
 from tests.components.curate.test_shots import textured_shots
@@ -73,7 +74,7 @@ def test_every_clip_is_embedded_and_judged(clip: ClipModelConfig, video: Path) -
 def test_the_embedding_is_that_of_the_middle_frame(clip: ClipModelConfig, video: Path) -> None:
     row = analyse(task(video, CurateConfig(clip=clip)))[0]
     frame = read_frames(video, [6], size=(32, round(96 * 32 / 72)))[:, :, 5:37]
-    expected = image_features(load_clip(clip.folder), frame)[0]
+    expected = image_features(load_clip(clip.folder, "clip.folder"), frame)[0]
     found = np.frombuffer(bytes(row["embedding"]), np.float16).astype(np.float32)  # type: ignore[call-overload]
     assert float(expected @ found) > 0.99
 

@@ -19,8 +19,10 @@ from components.curate_config import ClipModelConfig as ClipModelConfig
 from components.curate_config import CurateConfig as CurateConfig
 from components.curate_config import ShotConfig as ShotConfig
 from components.errors import KinoflowError
+from components.promotion_config import PromotionConfig as PromotionConfig
 from components.rules_config import CurationRules as CurationRules
 from components.section import Section as Section
+from components.stage_grid_config import StageGridConfig as StageGridConfig
 from model.buckets import BucketTable
 from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig, IDDPMConfig, SamplingMethod
@@ -225,6 +227,8 @@ class EvaluateConfig(Section):
     num_threads: int | None = Field(None, ge=1)
     registered_model: str = Field("kinoflow", description="Name in the model registry.")
     alias: str = Field("candidate", description="Alias given to the registered version.")
+    promotion: PromotionConfig = PromotionConfig()
+    grid: StageGridConfig = StageGridConfig()
 
     @model_validator(mode="after")
     def _size_divides(self) -> Self:

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from components import layout, manifest, progress, store, video
 from components.batches import BatchReader
+from components.champion import challenge, measured_tags
 from components.config import EvaluateConfig, TrackingConfig
 from components.evaluate import truth
 from components.evaluate.pictures import Sample, contact_sheet, plot_held_out, plot_losses
+from components.evaluate.stages import compare_stages
 from components.evaluate.tasks import Job, plan_jobs
 from components.generation import Bundle, generate, load_bundle, to_frames, to_pixels
 from components.held_out import (
@@ -28,15 +30,17 @@ from components.held_out import (
     open_held_out,
     timesteps_of,
 )
+from components.layout import PROMOTION
 from components.lineage.seen import touched_by
 from components.registry import version_tags
 from components.takedown import identity, kept_of, taken_down
 from components.takedown.tombstones import digest_of_ids
 from components.tracking import Tracker, open_tracker
-from components.tracking.names import SCORES
+from components.tracking.names import RULE, SCORES
 
 logger = logging.getLogger(__name__)
 KIND = "evaluation"
+VERDICT_TIMEOUT_S = 60.0
 METRICS, REPORT, SHEET = "metrics.json", layout.PAGE, "contact_sheet.png"
 
 
@@ -97,22 +101,26 @@ def evaluate(
     with (
         tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch,
         open_tracker(tracking, task="evaluate", params={"evaluate": config.model_dump(mode="json")}) as tracker,
-        manifest.publish(out, KIND, config=config, inputs=inputs) as publication,
     ):
         local = Path(scratch)
-        bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
-        jobs = plan_jobs(config, clips=clips, objects=objects, taken=taken, scratch=local)
-        with open_held_out(data, stage, local / "data") as batches:
-            samples, measured = _measure(config, bundle, batches, stage, jobs)
-        seen = {"taken_down_clips": num_seen, "tombstones": tuple(sorted(tombstones))}
-        report = measured.model_copy(update=seen)
-        folder = publication.directory
-        _write(folder, config, report, samples, histories=_histories(checkpoint))
-        (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        publication.facts = json.loads(report.model_dump_json())
-        publication.annotations = {"checkpoint": checkpoint}
-        _track(tracker, config, tracking, report, folder, checkpoint, published)
-        _attach_curation(tracker, clips, local)
+        with manifest.publish(out, KIND, config=config, inputs=inputs) as publication:
+            bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
+            jobs = plan_jobs(config, clips=clips, objects=objects, taken=taken, scratch=local)
+            with open_held_out(data, stage, local / "data") as batches:
+                samples, measured = _measure(config, bundle, batches, stage, jobs)
+            seen = {"taken_down_clips": num_seen, "tombstones": tuple(sorted(tombstones))}
+            report = measured.model_copy(update=seen)
+            folder = publication.directory
+            _write(folder, config, report, samples, histories=_histories(checkpoint))
+            (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            publication.facts = json.loads(report.model_dump_json())
+            publication.annotations = {"checkpoint": checkpoint}
+            _track(tracker, config, tracking, report, folder, checkpoint, published)
+            _attach_curation(tracker, clips, local)
+            verdict = tracker.verdict(VERDICT_TIMEOUT_S)
+            publication.annotations |= {PROMOTION: verdict} if verdict else {}
+        prompts = [request.prompt for job in jobs if job.num_frames > 1 for request in job.requests]
+        compare_stages(config, tracking.run_name, prompts=prompts, checkpoint=checkpoint, out=out, tracker=tracker)
     return report
 
 
@@ -270,9 +278,9 @@ def _track(
             tracker.log_artifact(folder / name)
     for path in sorted((folder / "samples").glob("*")):
         tracker.log_artifact(path, "samples")
-    tags = version_tags(checkpoint, published, tracking, metrics)
+    tags = version_tags(checkpoint, published, tracking, metrics) | measured_tags(config, published)
     if report.taken_down_clips:
         tags |= {"taken_down_clips": str(report.taken_down_clips), "tombstones": ", ".join(report.tombstones)}
-    tracker.set_tags({name: value for name, value in tags.items() if name != SCORES})
-    tracker.register_model(config.registered_model, checkpoint, config.alias, tags)
+    tracker.set_tags({name: value for name, value in tags.items() if name not in (SCORES, RULE)})
+    tracker.register_model(config.registered_model, checkpoint, config.alias, tags, challenge(config.promotion))
     manifest.pin(checkpoint, f"models:/{config.registered_model}@{config.alias}")

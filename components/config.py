@@ -20,10 +20,12 @@ from components.curate_config import CurateConfig as CurateConfig
 from components.curate_config import ShotConfig as ShotConfig
 from components.errors import KinoflowError
 from components.evaluate_config import EvaluateConfig as EvaluateConfig
+from components.promotion_config import PromotionConfig as PromotionConfig
 from components.rules_config import CurationRules as CurationRules
 from components.sampling_config import SamplingConfig as SamplingConfig
 from components.sampling_config import check_size
 from components.section import Section as Section
+from components.stage_grid_config import StageGridConfig as StageGridConfig
 from model.buckets import BucketTable
 from model.config import STDiT2Config
 from model.diffusion_config import DiffusionConfig, IDDPMConfig

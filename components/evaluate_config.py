@@ -6,8 +6,10 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from components.promotion_config import PromotionConfig
 from components.sampling_config import SamplingConfig, check_size
 from components.section import Section
+from components.stage_grid_config import StageGridConfig
 
 
 class EvaluateConfig(Section):
@@ -47,6 +49,8 @@ class EvaluateConfig(Section):
     num_threads: int | None = Field(None, ge=1)
     registered_model: str = Field("kinoflow", description="Name in the model registry.")
     alias: str = Field("candidate", description="Alias given to the registered version.")
+    promotion: PromotionConfig = PromotionConfig()
+    grid: StageGridConfig = StageGridConfig()
 
     @model_validator(mode="after")
     def _size_divides(self) -> Self:

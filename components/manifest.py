@@ -25,6 +25,7 @@ from components.errors import KinoflowError
 logger = logging.getLogger(__name__)
 
 NAME, NOTE = "manifest.json", "publishing.json"
+CONFIG = "config"
 USED_BY = "used-by"
 FORMAT_VERSION = 1
 
@@ -52,8 +53,8 @@ class Note(BaseModel):
 class Manifest(BaseModel):
     """What a published prefix holds and what it was made from.
 
-    `annotations` (addresses, run ids) describe one particular run; they do not enter the digest, so the same work
-    done under another front end has the same digest.
+    `annotations` (addresses, run ids, the config in full) describe one particular run; they do not enter the digest, so
+    the same work done under another front end has the same digest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +73,12 @@ class Manifest(BaseModel):
         return digest_of(self.model_dump(mode="json", exclude={"annotations"}))
 
     @property
+    def config(self) -> dict[str, JsonValue]:
+        """What shaped it; empty where that was not recorded."""
+        found = json.loads(self.annotations.get(CONFIG, "{}"))
+        return found if isinstance(found, dict) else {}
+
+    @property
     def dataset_digest(self) -> str:
         """The name of a dataset wherever it appears: digest of the clips table that this is or was made from."""
         return self.inputs.get("clips", self.digest)
@@ -79,9 +86,12 @@ class Manifest(BaseModel):
 
 def digest_of(value: BaseModel | Mapping[str, JsonValue]) -> str:
     """SHA-256 (hex) of a config or a JSON value in canonical form."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+
+
+def _canonical(value: BaseModel | Mapping[str, JsonValue]) -> str:
     data = value.model_dump(mode="json") if isinstance(value, BaseModel) else dict(value)
-    text = json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_file(path: Path) -> str:
@@ -119,7 +129,7 @@ def publish(
     Args:
         out: URI of the prefix.
         kind: what it is, for example "clips" or "checkpoint".
-        config: what shaped it; only its digest is stored.
+        config: what shaped it; only its digest enters the manifest's.
         inputs: digest of each input by name.
     """
     with _staging() as directory:
@@ -172,7 +182,7 @@ def _draft(
         config_digest=digest_of(config),
         code_version=code_version(),
         facts=dict(facts),
-        annotations=dict(annotations),
+        annotations={**annotations, CONFIG: _canonical(config)},
     )
 
 

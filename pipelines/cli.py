@@ -18,7 +18,9 @@ from components.errors import KinoflowError
 from model.diffusion_config import SamplingMethod
 from pipelines.changes import changes as _changes
 from pipelines.cluster_commands import add_commands as add_cluster_commands
+from pipelines.compare_command import compare
 from pipelines.config import RunConfig, load_run_config, preset_names
+from pipelines.models_commands import add_commands as add_model_commands
 from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown, takedowns
 from pipelines.terminal import BUCKET, make_console
@@ -36,8 +38,10 @@ app.command()(takedown)
 app.command()(takedowns)
 app.command()(lineage)
 app.command()(pack)
+app.command()(compare)
 app.command()(digest)
 add_cluster_commands(app)
+add_model_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")
 app.add_typer(vbench_app, name="vbench", help="Videos for VBench and VBench-I2V, and their results back.")
 

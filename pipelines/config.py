@@ -35,7 +35,7 @@ from pipelines.cluster import Cluster
 
 RUN_CONFIG = "config.json"
 """In the local folder of a run: everything that decided it."""
-RESERVED_NAMES = {"ingest", "shots", "curate", "bucket", "evaluate"}
+RESERVED_NAMES = {"ingest", "shots", "curate", "bucket", "evaluate", layout.GRIDS, layout.COMPARISON, "used-by"}
 
 
 class StageConfig(Section):

@@ -14,15 +14,18 @@ from pydantic import BaseModel, ConfigDict
 
 from components import layout, manifest, progress, store
 from components.batches import BatchReader
+from components.champion import challenge, measured_tags
 from components.config import EvaluateConfig, TrackingConfig
 from components.evaluate import page
 from components.evaluate.features import Extractor, ImageModel, compared, measured_shapes
 from components.evaluate.references import HeldOut, made_clips
 from components.evaluate.samples import Sample, measured, scores_of
+from components.evaluate.stages import compare_stages
 from components.evaluate.tasks import Job, plan_jobs
 from components.generation import Bundle, generate, load_bundle
 from components.held_out import HeldOutLoss, held_out_losses, open_held_out, overall_loss
 from components.intervals import Score, named
+from components.layout import PROMOTION
 from components.lineage.seen import touched_by
 from components.media import Frames
 from components.registry import version_tags
@@ -30,10 +33,11 @@ from components.shapes.world import parse_caption
 from components.takedown import identity, kept_of, taken_down
 from components.takedown.tombstones import digest_of_ids
 from components.tracking import Tracker, open_tracker
-from components.tracking.names import SCORES
+from components.tracking.names import RULE, SCORES
 
 logger = logging.getLogger(__name__)
 KIND = "evaluation"
+VERDICT_TIMEOUT_S = 60.0
 METRICS = "metrics.json"
 COMPARED = ("text_to_video", "image_to_video")
 """Tasks whose clips are compared with real ones: of the others too much is given."""
@@ -105,7 +109,6 @@ def evaluate(
     with (
         tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch,
         open_tracker(tracking, task="evaluate", params={"evaluate": config.model_dump(mode="json")}) as tracker,
-        manifest.publish(out, KIND, config=config, inputs=inputs) as publication,
     ):
         local = Path(scratch)
         bundle = load_bundle(checkpoint, data, use_ema=config.sampling.use_ema)
@@ -115,28 +118,55 @@ def evaluate(
             return HeldOut(config, clips, objects, local, taken)
 
         jobs = plan_jobs(config, held_out)
-        with open_held_out(data, stage, local / "data") as batches:
-            losses, samples = _draw(config, bundle, batches, jobs)
-        overall = overall_loss(losses)
-        report = EvaluateReport(
-            checkpoint_digest=bundle.checkpoint_digest, stage=stage,
-            held_out_loss=overall.mean if overall else None,
-            held_out_loss_low=overall.low if overall else None, held_out_loss_high=overall.high if overall else None,
-            held_out=tuple(losses), scores=_scores(config, samples, extractor, held_out), samples=len(samples),
-            taken_down_clips=num_seen, tombstones=tuple(sorted(tombstones)),
-        )  # fmt: skip
-        folder = publication.directory
-        page.write(
-            folder, samples, stage=stage, checkpoint_digest=report.checkpoint_digest, scores=report.scores,
-            held_out=losses, histories=_histories(checkpoint), num_saved=config.num_saved,
-            saved_fps=config.sampling.saved_fps, taken_down_clips=num_seen, tombstones=report.tombstones,
-        )  # fmt: skip
-        (folder / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        publication.facts = json.loads(report.model_dump_json())
-        publication.annotations = {"checkpoint": checkpoint}
-        _track(tracker, config, tracking, report, folder, checkpoint, published)
-        _attach_curation(tracker, clips, local)
+        with manifest.publish(out, KIND, config=config, inputs=inputs) as publication:
+            with open_held_out(data, stage, local / "data") as batches:
+                losses, samples = _draw(config, bundle, batches, jobs)
+            scores = _scores(config, samples, extractor, held_out)
+            report = _report(bundle, stage, losses, scores, len(samples), tombstones, num_seen)
+            _write(config, report, samples, checkpoint, publication)
+            _track(tracker, config, tracking, report, publication.directory, checkpoint, published)
+            _attach_curation(tracker, clips, local)
+            verdict = tracker.verdict(VERDICT_TIMEOUT_S)
+            publication.annotations |= {PROMOTION: verdict} if verdict else {}
+        prompts = [case.request.prompt for job in jobs if job.num_frames > 1 for case in job.cases]
+        compare_stages(config, tracking.run_name, prompts=prompts, checkpoint=checkpoint, out=out, tracker=tracker)
     return report
+
+
+def _report(
+    bundle: Bundle,
+    stage: str,
+    losses: list[HeldOutLoss],
+    scores: dict[str, dict[str, Score]],
+    num_samples: int,
+    tombstones: set[str],
+    num_seen: int,
+) -> EvaluateReport:
+    overall = overall_loss(losses)
+    return EvaluateReport(
+        checkpoint_digest=bundle.checkpoint_digest, stage=stage, held_out_loss=overall.mean if overall else None,
+        held_out_loss_low=overall.low if overall else None, held_out_loss_high=overall.high if overall else None,
+        held_out=tuple(losses), scores=scores, samples=num_samples, taken_down_clips=num_seen,
+        tombstones=tuple(sorted(tombstones)),
+    )  # fmt: skip
+
+
+def _write(
+    config: EvaluateConfig,
+    report: EvaluateReport,
+    samples: list[Sample],
+    checkpoint: str,
+    publication: manifest.Publication,
+) -> None:
+    page.write(
+        publication.directory, samples, stage=report.stage, checkpoint_digest=report.checkpoint_digest,
+        scores=report.scores, held_out=report.held_out, histories=_histories(checkpoint),
+        num_saved=config.num_saved, saved_fps=config.sampling.saved_fps, taken_down_clips=report.taken_down_clips,
+        tombstones=report.tombstones,
+    )  # fmt: skip
+    (publication.directory / METRICS).write_text(report.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    publication.facts = json.loads(report.model_dump_json())
+    publication.annotations = {"checkpoint": checkpoint}
 
 
 def _extractor(config: EvaluateConfig) -> Extractor | None:
@@ -245,9 +275,9 @@ def _track(
             tracker.log_artifact(folder / name)
     for path in sorted((folder / page.SAMPLES).glob("*")):
         tracker.log_artifact(path, "samples")
-    tags = version_tags(checkpoint, published, tracking, metrics)
+    tags = version_tags(checkpoint, published, tracking, metrics) | measured_tags(config, published)
     if report.taken_down_clips:
         tags |= {"taken_down_clips": str(report.taken_down_clips), "tombstones": ", ".join(report.tombstones)}
-    tracker.set_tags({name: value for name, value in tags.items() if name != SCORES})
-    tracker.register_model(config.registered_model, checkpoint, config.alias, tags)
+    tracker.set_tags({name: value for name, value in tags.items() if name not in (SCORES, RULE)})
+    tracker.register_model(config.registered_model, checkpoint, config.alias, tags, challenge(config.promotion))
     manifest.pin(checkpoint, f"models:/{config.registered_model}@{config.alias}")

@@ -24,7 +24,7 @@ TOLD_FACTS = {
     "evaluation": ("held_out_loss", "samples"),
 }
 ORIGIN_COLUMNS = ("source", "licence", "attribution")
-INTERNAL_KINDS = ("tensors", "locations", "shots")
+INTERNAL_KINDS = ("tensors", "locations", "shots", "grid", "comparison")
 """Kinds that only serve others: nobody asks where they come from."""
 
 

@@ -18,7 +18,7 @@ from components.config import TrackingConfig, flatten
 from components.tracking import names, sending
 from components.tracking.sending import Operation
 from components.tracking.system import SystemSampler
-from components.tracking.tracker import Tracker
+from components.tracking.tracker import Registered, Tracker
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 FLUSH_INTERVAL_S = 2.0
 RETRY_INTERVAL_S = 30.0
+VERDICT_POLL_S = 0.1
 MAX_PENDING_METRICS = 200_000
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 MAX_PARAM_CHARS = 500
@@ -54,6 +55,7 @@ class MlflowTracker(Tracker):
         self._settled, self._closing = threading.Event(), threading.Event()
         self._status: Status = "FINISHED"
         self._warned = False
+        self._verdict = ""
         self._retry_at_s = 0.0
         self._sampler = SystemSampler() if system_metrics else None
         self._attachments = tempfile.TemporaryDirectory(prefix="kinoflow-")
@@ -97,8 +99,24 @@ class MlflowTracker(Tracker):
         self._operations.append(lambda client, run_id: client.log_artifact(run_id, str(kept), folder or None))
 
     @override
-    def register_model(self, name: str, source: str, alias: str, tags: Mapping[str, str]) -> None:
-        self._operations.append(sending.send_model_version(name, source, alias, dict(tags)))
+    def register_model(
+        self, name: str, source: str, alias: str, tags: Mapping[str, str], then: Registered | None = None
+    ) -> None:
+        told = dict(tags)
+
+        def register(client: MlflowClient, run_id: str) -> None:
+            number = sending.register_version(client, run_id, name, source, alias, told)
+            if then is not None:
+                self._verdict = then(client, name, number)
+
+        self._operations.append(register)
+
+    @override
+    def verdict(self, timeout_s: float = 0.0) -> str:
+        deadline_s = time.monotonic() + timeout_s
+        while not self._verdict and not self._warned and time.monotonic() < deadline_s:
+            time.sleep(VERDICT_POLL_S)
+        return self._verdict
 
     def close(self, status: Status, timeout_s: float) -> None:
         """Send what is left, mark the run as ended and let go; give up after `timeout_s`."""

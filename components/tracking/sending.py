@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from components.tracking import names
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient as MlflowClient
 
 # The server is on the same network: an answer that takes longer than this is not worth waiting for.
 CLIENT_DEFAULTS = {
@@ -106,28 +106,27 @@ def send_dataset(name: str, digest: str, uri: str, context: str) -> Operation:
     return send
 
 
-def send_model_version(name: str, source: str, alias: str, tags: dict[str, str]) -> Operation:
+def register_version(
+    client: MlflowClient, run_id: str, name: str, source: str, alias: str, tags: Mapping[str, str]
+) -> int:
     """Make a checkpoint a version of the registered model, once for the same run and tags, and give it the alias."""
+    from mlflow.exceptions import MlflowException
 
-    def send(client: MlflowClient, run_id: str) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        # A server accepts foreign addresses, but no paths on this machine's disk.
-        link = source if "://" in source else f"runs:/{run_id}/checkpoint"
-        tagged = {**tags, names.CHECKPOINT: source}
-        for version in client.search_model_versions(f"name = '{name}'"):
-            if version.run_id == run_id and tagged.items() <= version.tags.items():
-                break
-        else:
-            version = client.create_model_version(name, link, run_id, tags=tagged, await_creation_for=0)
-        client.set_registered_model_alias(name, alias, version.version)
-
-    return send
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    # A server accepts foreign addresses, but no paths on this machine's disk.
+    link = source if "://" in source else f"runs:/{run_id}/checkpoint"
+    tagged = {**tags, names.CHECKPOINT: source}
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.run_id == run_id and tagged.items() <= version.tags.items():
+            break
+    else:
+        version = client.create_model_version(name, link, run_id, tags=tagged, await_creation_for=0)
+    client.set_registered_model_alias(name, alias, version.version)
+    return int(version.version)
 
 
 def permanent(error: Exception) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Registered = Callable[["MlflowClient", str, int], str]
+"""What to do about a version that was registered, told the model's name and its number; gives one sentence."""
 
 
 class Tracker:
@@ -29,5 +35,11 @@ class Tracker:
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Attach a local file as it is now."""
 
-    def register_model(self, name: str, source: str, alias: str, tags: Mapping[str, str]) -> None:
-        """Make the checkpoint at `source` a version of the registered model and give it the alias."""
+    def register_model(
+        self, name: str, source: str, alias: str, tags: Mapping[str, str], then: Registered | None = None
+    ) -> None:
+        """Make the checkpoint at `source` a version of the registered model, give it the alias, and do `then`."""
+
+    def verdict(self, timeout_s: float = 0.0) -> str:
+        """What `then` has said of the registered version; empty when nothing was said after up to `timeout_s`."""
+        return ""

@@ -15,6 +15,8 @@ from components.tracking.sending import connect, one_line, permanent
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+MAX_TAG_CHARS = 4000  # PostgreSQL and MySQL behind older servers take 5,000
+
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -80,6 +82,12 @@ def read_aliases(client: MlflowClient, name: str) -> dict[str, int] | None:
             return None
         raise
     return {alias: int(number) for alias, number in model.aliases.items()}
+
+
+def tag_version(client: MlflowClient, name: str, version: int, tags: dict[str, str]) -> None:
+    """Set or replace tags of a version."""
+    for key, value in tags.items():
+        client.set_model_version_tag(name, str(version), key, value[:MAX_TAG_CHARS])
 
 
 def _pages(client: MlflowClient, name: str) -> Iterator[Any]:

@@ -98,7 +98,8 @@ def text_boxes(grey: Grey) -> np.ndarray[Any, np.dtype[np.float64]]:
     boxes, _ = read_boxes(probability, grey.shape)
     corners = np.asarray(boxes, np.float64).reshape(-1, 4, 2)
     sides = np.linalg.norm(corners[:, :2] - corners[:, 1:3], axis=2)
-    return corners[sides.min(axis=1, initial=np.inf) <= MAX_HEIGHT_SHARE * min(grey.shape)]
+    is_line = sides.min(axis=1, initial=np.inf) <= MAX_HEIGHT_SHARE * min(grey.shape)
+    return np.asarray(corners[is_line])
 
 
 @cache

@@ -24,6 +24,7 @@ EXPECTED = {
     Benchmark.PACKING: ("copying over encoding", "random clips over one object a clip"),
     Benchmark.PLANNER: ("longest over mean step, planned", "step time, predicted over measured"),
     Benchmark.TAKEDOWN: ("split, 2,000 clips", "takedown of a tenth, 2,000 clips, 3 checkpoints"),
+    Benchmark.DUPLICATES: ("look the same, 500 clips", "show the same, 500 clips"),
     Benchmark.SAMPLING: ("one sample: guidance in one pass over two", "one guided sample"),
 }
 

@@ -25,6 +25,7 @@ class Benchmark(StrEnum):
     SAMPLING = "sampling"
     PLANNER = "planner"
     TAKEDOWN = "takedown"
+    DUPLICATES = "duplicates"
 
 
 class Device(StrEnum):

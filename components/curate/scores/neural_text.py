@@ -19,14 +19,17 @@ from components import manifest
 from components.clip_model import ModelUnusable
 from components.curate.scores.base import Columns, Grey, Look, SampledScorer, ScoreInfo
 from components.curate.scores.text_overlay import FIRST_PLACES, MIN_PRESENCE, STRIDE_FRAMES, TextOverlay
-from components.curate.text import GRID
+from components.curate.text import GRID, LINE_HEIGHT_SHARE
 
 PACKAGE, RUNTIME = "rapidocr", "onnxruntime"
 DETECTOR_PATTERN = "*_det_*.onnx"
 MULTIPLE_PX = 32
 """The network halves the picture five times."""
-MIN_PROBABILITY, MIN_BOX_PROBABILITY, UNCLIP_RATIO = 0.3, 0.5, 1.6
-"""PP-OCR's own: of a pixel, of a box on average, and how much smaller than the text its network was taught boxes."""
+MIN_PROBABILITY, MIN_BOX_PROBABILITY, UNCLIP_RATIO = 0.3, 0.6, 1.6
+"""Of a pixel and of a box on average, and how much smaller than the text the network was taught boxes. PP-OCR takes
+boxes from 0.5 on; between that and 0.6 films gave animals, no letters."""
+MAX_HEIGHT_SHARE = LINE_HEIGHT_SHARE[1]
+"""Of the short side, as for the classical detector: a large figure in front of a plain ground is seen as one letter."""
 SCALE = 8
 """Boxes are drawn at so many pixels a cell."""
 
@@ -82,7 +85,7 @@ def text_mask(grey: Grey) -> Grey:
 
 
 def text_boxes(grey: Grey) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """(n, 4, 2) corners (x, y) of lines of text in pixels.
+    """(n, 4, 2) corners (x, y) of lines of text in pixels; what is too high for a line is a figure, not text.
 
     Args:
         grey: (H, W) uint8 luma.
@@ -93,7 +96,10 @@ def text_boxes(grey: Grey) -> np.ndarray[Any, np.dtype[np.float64]]:
     pixels = np.broadcast_to(resized / 127.5 - 1.0, (1, 3, height, width))
     (probability,) = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(pixels)})
     boxes, _ = read_boxes(probability, grey.shape)
-    return np.asarray(boxes, np.float64).reshape(-1, 4, 2)
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4, 2)
+    sides = np.linalg.norm(corners[:, :2] - corners[:, 1:3], axis=2)
+    is_line = sides.min(axis=1, initial=np.inf) <= MAX_HEIGHT_SHARE * min(grey.shape)
+    return np.asarray(corners[is_line])
 
 
 @cache

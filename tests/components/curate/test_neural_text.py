@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from components.curate.scores import neural_text
 from components.curate.scores.clip import ModelUnusable
 from components.curate.text import GRID
 from components.ingest import ingest
+from components.shapes.world import all_scenes, draw_staging, render
 from components.video import write_video
 from tests.components.curate.test_shots import textured_shots
 
@@ -60,6 +62,17 @@ def test_a_subtitle_is_seen_where_it_stands(size_px: int) -> None:
     expected = GRID[0] * (plain.shape[0] - 2 * size_px) / plain.shape[0]
     assert rows.min() <= expected <= rows.max() + 1
     assert 0.005 < mask.mean() < 0.25
+
+
+def test_figures_are_no_text() -> None:
+    rng = random.Random(0)
+    for scene in list(all_scenes(moving=False))[::5]:
+        picture = render(scene, draw_staging(rng, moving=False), 1, 216, 384)[0]
+        assert not neural_text.text_mask(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)).any(), scene
+    # One letter as high as the picture is a figure, too.
+    large = np.full((216, 384), 40, np.uint8)
+    cv2.putText(large, "S", (120, 180), cv2.FONT_HERSHEY_SIMPLEX, 6, 230, 24, cv2.LINE_AA)
+    assert not neural_text.text_mask(large).any()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (33, 47)])

@@ -71,6 +71,7 @@ class Driver:
         extra = {one["name"]: one["value"] for one in container.get("env", [])}
         done = subprocess.run(command, env={**self.environment, **extra}, capture_output=True, text=True, cwd=folder)
         self.codes[key], self.logs[key] = done.returncode, done.stdout + done.stderr
+        (folder / "log").write_text(self.logs[key], encoding="utf-8")
         output = json.loads((folder / "executor_output.json").read_text()) if done.returncode == 0 else {}
         files = {
             name: (folder / name).read_text() for name in outputs.get("parameters", {}) if (folder / name).is_file()
@@ -96,6 +97,8 @@ class Driver:
 
 
 def _filled(value: Any, parameters: dict[str, Any]) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # as protobuf writes it
     if not isinstance(value, str):
         return value
     return re.sub(r"\{\{\$\.inputs\.parameters\['([^']+)'\]\}\}", lambda match: str(parameters[match[1]]), value)

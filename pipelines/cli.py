@@ -108,6 +108,7 @@ def compile_(
         "build/text_to_video.yaml"
     ),
     image: Annotated[str | None, typer.Option(help="Image of all tasks; name it by digest.")] = None,
+    data_image: Annotated[str | None, typer.Option(help="Image of the tasks that need no network.")] = None,
     cluster: Annotated[Path | None, typer.Option(help="YAML: nodes, GPUs, volumes, retries of every task.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each task that computes.")] = None,
     store_secret: Annotated[str | None, typer.Option(help="Kubernetes secret of the store.")] = None,
@@ -124,7 +125,7 @@ def compile_(
 
     config = _load(preset, set_)
     given = {"gpus": gpus, "store_secret": store_secret, "addresses": addresses}
-    compile_pipeline(config, output, image or IMAGE, choose_cluster(cluster, config.cluster, given))
+    compile_pipeline(config, output, image or IMAGE, choose_cluster(cluster, config.cluster, given), data_image)
     typer.echo(f"wrote {output}")
 
 

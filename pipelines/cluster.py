@@ -34,6 +34,8 @@ GPU = "nvidia.com/gpu"
 GPU_PRODUCT_LABEL = "nvidia.com/gpu.product"  # set by NVIDIA's GPU feature discovery
 TaskKind = Literal["ingest", "curate", "bucket", "train", "evaluate"]
 TASK_KINDS: tuple[TaskKind, ...] = ("ingest", "curate", "bucket", "train", "evaluate")
+AROUND = ("configure", "outcome")
+"""Tasks that only look at what was filled in, and write down how the run ended."""
 COMPUTING: tuple[TaskKind, ...] = ("bucket", "train", "evaluate")
 
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
@@ -245,6 +247,10 @@ class Cluster(Section):
         kubernetes.use_config_map_as_env(task, self.addresses, {name: name for name in ADDRESSES})
         kubernetes.use_secret_as_env(task, self.store_secret, CREDENTIALS)
         kubernetes.use_field_path_as_env(task, RUN_VARIABLE, "metadata.labels['pipeline/runid']")
+        if name in AROUND:
+            if self.train.runtime:
+                kubernetes.use_field_path_as_env(task, NAMESPACE_VARIABLE, "metadata.namespace")
+            return
         _time(task, pods, waits=kind == "train" and bool(self.train.runtime))
         if kind == "train" and self.train.runtime:
             kubernetes.use_field_path_as_env(task, POD_VARIABLE, "metadata.name")

@@ -31,6 +31,10 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Name of the run; the preset's name when absent.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change a value of the preset: key=value.")] = None,
     image: Annotated[str, typer.Option(help="Image of all tasks, by digest; KINOFLOW_IMAGE.")] = "",
+    data_image: Annotated[str, typer.Option(help="Of tasks without a network; KINOFLOW_DATA_IMAGE.")] = "",
+    start_at: Annotated[str, typer.Option(help="First part that works: ingest, curate, bucket, a stage, …")] = "",
+    stop_after: Annotated[str, typer.Option(help="Last part that works.")] = "",
+    from_run: Annotated[str, typer.Option(help="URI of the run whose results --start-at goes on from.")] = "",
     base: Annotated[str, typer.Option(help="URI below which runs, objects and latents lie.")] = "s3://kinoflow",
     root: Annotated[str, typer.Option(help="URI of this run; <base>/runs/<name> when absent.")] = "",
     objects: Annotated[str, typer.Option(help="URI of the files; <base>/objects when absent.")] = "",
@@ -60,6 +64,7 @@ def submit(
     Examples:
 
     - `kinoflow submit -p opensora-v1.1 --videos s3://videos/raw --image registry/kinoflow-python@sha256:…`
+    - `kinoflow submit -p demo --videos s3://v --from-run s3://kinoflow/runs/a --start-at stage2 --image …`
     - `kinoflow submit -p demo --register-only --image registry/kinoflow-python@sha256:…`
     """
     from pipelines.cluster import choose_cluster
@@ -76,6 +81,7 @@ def submit(
         config, image, choose_cluster(cluster, config.cluster, {"gpus": gpus}), videos,
         name or Path(config.preset).stem, base.rstrip("/"), root.rstrip("/"), objects.rstrip("/"), latents.rstrip("/"),
         experiment, source_version, pipeline, service_account, recurring is not None,
+        data_image or os.environ.get("KINOFLOW_DATA_IMAGE", ""), start_at, stop_after, from_run.rstrip("/"),
     )  # fmt: skip
     if not register_only:
         submission.check()

@@ -51,9 +51,32 @@ class Snapshot:
         return "succeeded" if self.state in ENDED[:2] else "canceled" if self.state == "CANCELED" else "failed"
 
 
+def graph_tasks(graph: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The tasks of a compiled graph that do something, by key; those inside an exit handler take part in its order."""
+    found: dict[str, Mapping[str, Any]] = {}
+
+    def add(dag: Mapping[str, Any], before: list[str]) -> None:
+        for key, task in dag.get("tasks", {}).items():
+            inner = graph.get("components", {}).get(task.get("componentRef", {}).get("name"), {}).get("dag")
+            depends = [*task.get("dependentTasks", []), *before]
+            if inner:
+                add(inner, depends)
+            else:
+                found[key] = {**task, "dependentTasks": depends}
+
+    add(graph.get("root", {}).get("dag", {}), [])
+    handlers = {one for task in found.values() for one in task["dependentTasks"] if one not in found}
+    for key, task in found.items():  # what comes after a handler comes after all in it
+        if handlers & set(task["dependentTasks"]):
+            inside = [other for other in found if other != key]
+            kept = [one for one in task["dependentTasks"] if one in found]
+            found[key] = {**task, "dependentTasks": [*kept, *inside]}
+    return found
+
+
 def task_names(graph: Mapping[str, Any]) -> dict[str, str]:
     """The name a person reads of every task of a compiled graph, by its key, in the graph's order."""
-    dag = graph.get("root", {}).get("dag", {}).get("tasks", {})
+    dag = graph_tasks(graph)
     named = {key: str(task.get("taskInfo", {}).get("name") or key) for key, task in dag.items()}
     order: list[str] = []
     waiting = dict(sorted(dag.items()))

@@ -230,6 +230,11 @@ def _fits(nodes: list[Node] | NotChecked, cluster: Cluster, kind: TaskKind) -> s
     fitting = [node for node in open_to if all(node.room.get(n, 0.0) >= w for n, w in wanted_room.items())]
     if not fitting:
         raise Failed("no single node has all of it", "Ask for less, or add larger nodes.")
+    together = cluster.train.nodes if kind == "train" else 1
+    if len(fitting) < together:
+        raise Failed(
+            f"{len(fitting)} nodes have all of it, {together} are to train together", "Ask for fewer, or add nodes."
+        )
     return f"{len(fitting)} of {len(nodes)} nodes{f', {gpus} x {pods.gpu_resource}' if gpus else ''}"
 
 
@@ -262,9 +267,11 @@ def _shared_memory(cluster: Cluster, kind: TaskKind) -> str:
 
 
 def _most_gpus(cluster: Cluster) -> tuple[str, int]:
-    """The resource and number of the kind of pod that takes most GPUs; the chain runs one after another."""
+    """The resource and number of the task that takes most GPUs, on all its nodes; the chain runs one after another."""
+    nodes = {"train": cluster.train.nodes}
     return max(
-        ((cluster.pods(kind).gpu_resource, cluster.gpus_of(kind)) for kind in TASK_KINDS), key=lambda one: one[1]
+        ((cluster.pods(kind).gpu_resource, cluster.gpus_of(kind) * nodes.get(kind, 1)) for kind in TASK_KINDS),
+        key=lambda one: one[1],
     )
 
 

@@ -5,13 +5,70 @@ only: the stage's config as JSON, and URIs. It returns the URI of what it publis
 (`{"uri", "kind", "digest"}`) as its artifact; videos, latents and weights never pass through Kubeflow.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Model, Output, OutputPath
+from kfp.dsl import HTML, Artifact, Dataset, Metrics, Model, Output, OutputPath, PipelineTaskFinalStatus
 
 IMAGE = "kinoflow-python:0.1.0"
+
+
+def configure(
+    compiled: str,
+    preset: str,
+    overrides: str,
+    start_at: str,
+    stop_after: str,
+    from_run: str,
+    ingest: OutputPath(str),  # type: ignore[valid-type]
+    curate: OutputPath(str),  # type: ignore[valid-type]
+    bucket: OutputPath(str),  # type: ignore[valid-type]
+    stage_1: OutputPath(str),  # type: ignore[valid-type]
+    stage_2: OutputPath(str),  # type: ignore[valid-type]
+    stage_3: OutputPath(str),  # type: ignore[valid-type]
+    evaluate: OutputPath(str),  # type: ignore[valid-type]
+) -> None:
+    """Check what a person filled in, and say what every task is told: its config as JSON, or that it is skipped.
+
+    Args:
+        compiled: RunConfig of the preset that the graph was made from, as JSON.
+        preset: name of that one, or of another that comes with the image.
+        overrides: YAML or JSON of dotted keys and values.
+        start_at: first part of the chain that works.
+        stop_after: last part of the chain that works.
+        from_run: URI of the run whose results are taken before `start_at`.
+        ingest: its config.
+        curate: its config.
+        bucket: its config.
+        stage_1: config of the first training stage.
+        stage_2: config of the second.
+        stage_3: config of the third.
+        evaluate: its config.
+    """
+    from pipelines.configure import write_configs
+
+    return write_configs(
+        [ingest, curate, bucket, stage_1, stage_2, stage_3, evaluate], compiled=compiled, preset=preset,
+        overrides=overrides, start_at=start_at, stop_after=stop_after, from_run=from_run,
+    )  # fmt: skip
+
+
+def outcome(status: PipelineTaskFinalStatus, root: str, run_name: str, experiment: str) -> None:
+    """Write down how the run ended, whatever happened: at its root and in MLflow.
+
+    Args:
+        status: how Kubeflow saw the rest of the graph end.
+        root: URI of the run.
+        run_name: Name of the whole run in MLflow.
+        experiment: MLflow experiment.
+    """
+    from pipelines.outcome import record_as_task
+
+    return record_as_task(
+        state=status.state, message=status.error_message or "", root=root, run_name=run_name, experiment=experiment
+    )
 
 
 def ingest(config: str, source: str, objects: str, out: str, manifest: Output[Dataset]) -> str:
@@ -135,6 +192,7 @@ def train(
     data: str,
     out: str,
     manifest: Output[Model],
+    metrics: Output[Metrics],
     parent: Optional[str] = None,  # noqa: UP045 - Kubeflow reads this annotation
 ) -> str:
     """Run one training stage from a parent checkpoint, or from fresh weights.
@@ -149,11 +207,12 @@ def train(
         parent: URI of the checkpoint to start from.
         out: URI prefix of this stage's checkpoints.
         manifest: Address and digest of the final checkpoint.
+        metrics: What the run's page shows of it.
     """
     from pipelines.shell import run_stage
 
     return run_stage(
-        "train", manifest.path, config=config, experiment=experiment, run_name=run_name,
+        "train", manifest.path, metrics=metrics.metadata, config=config, experiment=experiment, run_name=run_name,
         dataset_digest=dataset_digest, source_version=source_version, data=data, parent=parent, out=out,
     )  # fmt: skip
 
@@ -200,12 +259,15 @@ def evaluate(
 STAGES = (ingest, curate, bucket, train, evaluate)
 PARTS_OF_CURATE = (curate_part, merge)
 """Together they do what `curate` does, on several machines."""
+AROUND = (configure, outcome)
+"""The first task and the last one."""
 
 
 @dataclass(frozen=True)
 class Ops:
-    """The components, bound to one image."""
+    """The components, each bound to its image."""
 
+    configure: Any
     ingest: Any
     curate: Any
     curate_part: Any
@@ -213,9 +275,18 @@ class Ops:
     bucket: Any
     train: Any
     evaluate: Any
+    outcome: Any
 
 
-def make_ops(image: str = IMAGE) -> Ops:
-    """Kubeflow components that run in `image`; name it by digest, Kubeflow's cache compares the text."""
-    shell = dsl.component(base_image=image, install_kfp_package=False)
-    return Ops(**{stage.__name__: shell(stage) for stage in (*STAGES, *PARTS_OF_CURATE)})
+def make_ops(image: str = IMAGE, images: Mapping[str, str] | None = None) -> Ops:
+    """Kubeflow components; name images by digest, Kubeflow's cache compares the text.
+
+    Args:
+        image: of every component that `images` does not name.
+        images: of single components, by name.
+    """
+    made = {}
+    for stage in (*STAGES, *PARTS_OF_CURATE, *AROUND):
+        shell = dsl.component(base_image=(images or {}).get(stage.__name__, image), install_kfp_package=False)
+        made[stage.__name__] = shell(stage)
+    return Ops(**made)

@@ -19,6 +19,7 @@ from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_PREEMPTED
 from components.errors import KinoflowError
 from pipelines.cluster import Cluster
 from pipelines.config import RunConfig
+from pipelines.configure import configure
 from pipelines.following import follow, task_names
 from pipelines.kubeflow import Kubeflow, KubeflowAway, KubeflowError, kubeflow_cron, public
 from pipelines.shell import RUN_MARK
@@ -29,6 +30,8 @@ EXIT_UNKNOWN = EXIT_PREEMPTED
 ENDINGS = {"succeeded": 0, "failed": EXIT_FAILED, "canceled": EXIT_CANCELED}
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DIGEST_CHARS = 12
+PARTIAL = ("start_at", "stop_after", "from_run")
+"""Inputs that only runs of a part of the chain have."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Submission:
         pipeline: name of the pipeline in Kubeflow; every change of the graph becomes a version of it.
         service_account: the pods run as; the server's default when empty.
         recurring: it is started by a schedule, again and again.
+        data_image: of the tasks that need no network; `image` when empty.
+        start_at, stop_after: parts of the chain; the whole chain when empty.
+        from_run: URI of the run whose results are taken before `start_at`.
     """
 
     config: RunConfig
@@ -59,6 +65,10 @@ class Submission:
     pipeline: str = "kinoflow"
     service_account: str = ""
     recurring: bool = False
+    data_image: str = ""
+    start_at: str = ""
+    stop_after: str = ""
+    from_run: str = ""
 
     def arguments(self) -> dict[str, str]:
         """The graph's inputs; every run of a schedule fills in its own id."""
@@ -71,6 +81,7 @@ class Submission:
             "run_name": name,
             "experiment": self.experiment,
             "source_version": self.source_version,
+            **{name: getattr(self, name) for name in PARTIAL if getattr(self, name)},
         }
 
     def check(self) -> None:
@@ -91,6 +102,8 @@ class Submission:
                 option = "videos" if name == "source" else name
                 raise KinoflowError(f"--{option} {uri}: pods do not see this machine; give an s3:// URI.")
             store.split_s3(uri)
+        given = {name: getattr(self, name) for name in PARTIAL}
+        configure(self.config.model_dump_json(exclude={"cluster"}), preset="", overrides="", **given)
         if self.recurring and RUN_MARK not in self.arguments()["root"]:
             raise KinoflowError(
                 f"--root {self.root}: every run of a schedule needs a place of its own; write {RUN_MARK} in it, "
@@ -113,7 +126,7 @@ def register(kubeflow: Kubeflow, submission: Submission, console: Console) -> Re
 
     with tempfile.TemporaryDirectory(prefix="kinoflow-") as scratch:
         path = Path(scratch) / "pipeline.yaml"
-        compile_pipeline(submission.config, path, submission.image, submission.cluster)
+        compile_pipeline(submission.config, path, submission.image, submission.cluster, submission.data_image or None)
         content = path.read_bytes()
         version = f"{Path(submission.config.preset).stem}-{hashlib.sha256(content).hexdigest()[:DIGEST_CHARS]}"
         pipeline_id = kubeflow.pipeline(submission.pipeline, "Kinoflow: raw videos to an evaluated checkpoint.")

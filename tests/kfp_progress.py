@@ -6,8 +6,18 @@ import uuid
 from typing import Any
 
 
+def tasks_of(graph: dict[str, Any]) -> list[str]:
+    """Keys of a graph's tasks as they run: those of an exit handler in its place, and after it what ends the run."""
+    keys: list[str] = []
+    root = graph["root"]["dag"]["tasks"]
+    for key in order(root):
+        inner = graph["components"][root[key]["componentRef"]["name"]].get("dag")
+        keys += order(inner["tasks"]) if inner else [key]
+    return keys
+
+
 def order(tasks: dict[str, Any]) -> list[str]:
-    """Keys of a graph's tasks, each after those it depends on."""
+    """Keys of one level's tasks, each after those it depends on."""
     ordered: list[str] = []
     while len(ordered) < len(tasks):
         ordered += sorted(

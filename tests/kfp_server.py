@@ -24,7 +24,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import yaml
 
 from tests.kfp_models import Refusal, check
-from tests.kfp_progress import order, progress
+from tests.kfp_progress import progress, tasks_of
 
 PREFIX = "/apis/v2beta1"
 LISTING = {"page_token", "page_size", "sort_by", "filter"}
@@ -338,8 +338,8 @@ def _get_run(call: Call) -> tuple[str, Any]:
         raise Refusal(404, f"Run {call.ids[0]} not found")
     asked = call.held.asked[call.ids[0]] = call.held.asked.get(call.ids[0], -1) + 1
     version = call.held.versions[run["pipeline_version_reference"]["pipeline_version_id"]]
-    tasks = version["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"]
-    state, details = progress(asked, order(tasks), call.kfp.behaviour.fail_task, cancel=call.kfp.behaviour.cancel)
+    keys = tasks_of(version["pipeline_spec"]["pipeline_spec"])
+    state, details = progress(asked, keys, call.kfp.behaviour.fail_task, cancel=call.kfp.behaviour.cancel)
     answer = {**run, "state": state, "run_details": {"task_details": details}}
     if state == "FAILED":
         answer["error"] = {"code": 13, "message": f"task {call.kfp.behaviour.fail_task} failed"}

@@ -15,6 +15,7 @@ from typing import Any
 from components.config import TrackingConfig
 from components.tracking import names
 from components.tracking.background import MlflowTracker, Status
+from components.tracking.sending import connect, find_or_create_experiment, find_or_create_run, one_line, send_tags
 from components.tracking.tracker import Tracker as Tracker
 
 logger = logging.getLogger(__name__)
@@ -56,3 +57,18 @@ def open_tracker(
         raise
     finally:
         tracker.close(status, close_timeout_s)
+
+
+def record_outcome(tracking: TrackingConfig, tags: Mapping[str, str], *, succeeded: bool) -> None:
+    """Tag the whole pipeline run with how it ended and set its status; trouble with the server costs a warning."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri:
+        return
+    try:
+        client = connect(uri)
+        experiment = find_or_create_experiment(client, tracking.experiment)
+        run_id = find_or_create_run(client, experiment, tracking.run_name, names.PIPELINE_TASK, tracking.run_name, {})
+        send_tags(dict(tags))(client, run_id)
+        client.set_terminated(run_id, status="FINISHED" if succeeded else "FAILED")
+    except Exception as error:  # whatever it was, the outcome itself lies in the store
+        logger.warning("MLflow does not know how the run %r ended: %s", tracking.run_name, one_line(error))

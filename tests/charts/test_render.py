@@ -281,3 +281,22 @@ def test_no_secret_is_made_and_nothing_reads_one_but_by_name(chart: str, case: s
                 secret = re.search(r"KEY|PASSWORD|TOKEN$|SECRET|PGUSER", item["name"])
                 assert not secret or "secretKeyRef" in item.get("valueFrom", {}), item["name"]
             assert not re.search(r"[a-z0-9]+://[^/\s]*:[^/\s]*@", " ".join(container.get("args", [])))
+
+
+def test_the_account_may_do_what_the_task_that_waits_for_a_trainjob_does_and_no_more() -> None:
+    rules = find(manifests("workspace", "default"), "Role", "kinoflow")["rules"]
+    allowed: dict[str, set[str]] = {}
+    for rule in rules:
+        for resource in rule["resources"]:
+            allowed.setdefault(resource, set()).update(rule["verbs"])
+    assert allowed["trainjobs"] == {"create", "get", "list", "watch", "delete"}
+    assert allowed["pods"] == {"get", "list"} and allowed["pods/log"] == {"get"} and allowed["workflows"] == {"get"}
+    assert set(allowed) == {
+        "configmaps",
+        "secrets",
+        "workflowtaskresults",
+        "trainjobs",
+        "pods",
+        "pods/log",
+        "workflows",
+    }

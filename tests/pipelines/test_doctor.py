@@ -101,6 +101,13 @@ def test_a_cluster_that_has_everything(server: KubernetesServer, tmp_path: Path)
     assert PLANTED not in str(found) and base64.b64encode(PLANTED.encode()).decode() not in str(found)
 
 
+def test_nodes_that_train_together_must_all_be_there(server: KubernetesServer, tmp_path: Path) -> None:
+    train = {**CLUSTER.train.model_dump(), "nodes": 2, "runtime": "kinoflow-2x8"}
+    found = examined(server, tmp_path, Cluster.model_validate({**CLUSTER.model_dump(), "train": train}))
+    assert found["nodes for train"].seen == "1 nodes have all of it, 2 are to train together"
+    assert found["quota of team-a"].seen == "q: 12 of 16 nvidia.com/gpu left, 16 wanted"
+
+
 Change = Callable[[dict[str, Any]], object]
 
 

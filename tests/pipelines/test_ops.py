@@ -22,7 +22,7 @@ def stage_inputs(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shell_takes_what_its_stage_takes(name: str) -> None:
-    own = {"manifest", "dataset_digest"} if name == "bucket" else {"manifest", "report"}
+    own = {"manifest", "dataset_digest"} if name == "bucket" else {"manifest", "report", "metrics"}
     assert set(inspect.signature(SHELLS[name]).parameters) - own == stage_inputs(name)
 
 
@@ -50,6 +50,12 @@ def test_components_install_nothing_and_carry_the_image() -> None:
         container = getattr(ops, name.rpartition(".")[2]).component_spec.implementation.container
         assert container.image == "registry.example/kinoflow-python@sha256:0123"
         assert "pip install" not in " ".join(container.command)
+
+
+def test_the_data_image_is_only_of_what_it_can_do() -> None:
+    ops = make_ops("train@sha256:1", {"ingest": "data@sha256:2"})
+    images = {name: getattr(ops, name).component_spec.implementation.container.image for name in ("ingest", "bucket")}
+    assert images == {"ingest": "data@sha256:2", "bucket": "train@sha256:1"}
 
 
 def test_text_becomes_the_arguments_of_a_stage() -> None:

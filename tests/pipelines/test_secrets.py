@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from components.config import TrackingConfig
+from components.train_command import train_command
 from pipelines.cli import main
-from pipelines.cluster import Cluster
+from pipelines.cluster import Cluster, Placement
 from pipelines.config import load_run_config
 from pipelines.text_to_video import compile_pipeline
+from pipelines.trainjob import render
 from tests.kfp_server import KfpServer
 from tests.pipelines.conftest import PLANTED_SECRET, Finished
 
@@ -38,6 +41,19 @@ def test_the_compiled_graph_names_secrets_and_holds_none(planted: None, tmp_path
     text = (tmp_path / "graph.yaml").read_text(encoding="utf-8")
     assert "HF_TOKEN" in text and "hub" in text
     assert "4711" not in text
+
+
+def test_a_trainjob_and_the_task_that_waits_for_it_name_secrets_and_hold_none(planted: None, tmp_path: Path) -> None:
+    cluster = Cluster.model_validate({
+        "train": {"nodes": 2, "gpus": 8, "runtime": "r", "secrets": {"hub": {"token": "HF_TOKEN"}}}
+    })  # fmt: skip
+    config = load_run_config("smoke", {"training.parallel": "ddp", "training.batches_per_step": 16})
+    compile_pipeline(config, tmp_path / "graph.yaml", cluster=cluster)
+    stage = config.train_config("stage1")
+    arguments = train_command(stage, TrackingConfig(), data="s3://b/bucket", parent=None, out="s3://b/stage1")
+    job = render(Placement(image="i", cluster=cluster), arguments, name="j", namespace="n", labels={})
+    text = (tmp_path / "graph.yaml").read_text(encoding="utf-8") + json.dumps(job)
+    assert "HF_TOKEN" in json.dumps(job) and "4711" not in text
 
 
 @pytest.mark.parametrize("command", ["submit", "refused", "doctor"])

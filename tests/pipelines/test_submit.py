@@ -20,7 +20,9 @@ from pipelines.kubeflow import KubeflowError, kubeflow_cron
 from tests.kfp_server import KfpServer, Refusal
 
 IMAGE = "registry.example/kinoflow-python@sha256:" + "0" * 64
-ORDER = ["ingest", "curate", "bucket", "train stage1", "train stage2", "train stage3", "evaluate"]
+ORDER = [
+    "configure", "ingest", "curate", "bucket", "train stage1", "train stage2", "train stage3", "evaluate", "outcome",
+]  # fmt: skip
 TOKEN = "planted-token-4711"
 
 

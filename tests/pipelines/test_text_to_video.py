@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from components.config import CurateConfig
 from components.errors import KinoflowError
 from pipelines.cluster import CREDENTIALS, Cluster
 from pipelines.config import RunConfig, load_run_config
@@ -34,7 +33,7 @@ def compiled(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def tasks(compiled: Path) -> dict[str, dict[str, Any]]:
     graph = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
-    found: dict[str, dict[str, Any]] = graph["root"]["dag"]["tasks"]
+    found: dict[str, dict[str, Any]] = graph["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     return found
 
 
@@ -45,18 +44,20 @@ def parameters(task: dict[str, Any]) -> dict[str, str]:
         if name.startswith("pipelinechannel--"):
             continue
         kind, value = next(iter(source.items()))
-        produced = value["producerTask"] if kind == "taskOutputParameter" else None
-        short[name] = (
-            f"task {produced}" if produced else f"input {value}" if isinstance(value, str) else value["constant"]
-        )
+        if kind == "taskOutputParameter":
+            key = value["outputParameterKey"]
+            short[name] = f"task {value['producerTask']}" + (f".{key}" if value["producerTask"] == "configure" else "")
+        else:
+            text = value.removeprefix("pipelinechannel--") if isinstance(value, str) else ""
+            short[name] = f"input {text}" if text else value["constant"]
     return short
 
 
 def test_the_graph_is_the_golden_one(compiled: Path) -> None:
     """Everything but the settings, which have a test of their own. KINOFLOW_UPDATE_GOLDEN=1 writes it anew."""
     graph, platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
-    for task in graph["root"]["dag"]["tasks"].values():
-        task["inputs"]["parameters"]["config"]["runtimeValue"]["constant"] = "(the config of this node as JSON)"
+    task = graph["components"]["comp-exit-handler-1"]["dag"]["tasks"]["configure"]
+    task["inputs"]["parameters"]["compiled"]["runtimeValue"]["constant"] = "(the preset as JSON)"
     text = yaml.safe_dump_all([graph, platform], sort_keys=True, width=100)
     if os.environ.get("KINOFLOW_UPDATE_GOLDEN"):
         GOLDEN.write_text(text, encoding="utf-8")
@@ -72,12 +73,29 @@ def test_seven_nodes_each_with_its_own_config(config: RunConfig, compiled: Path)
     found = tasks(compiled)
     names = {"ingest": "ingest", "curate": "curate", "bucket": "bucket", "train": "stage1", "train-2": "stage2",
              "train-3": "stage3", "evaluate": "evaluate"}  # fmt: skip
-    assert set(found) == set(names)
+    assert set(found) == {"configure", *names}
+    told = parameters(found["configure"])
+    assert RunConfig.model_validate_json(told.pop("compiled")) == config
+    assert told == {name: f"input {name}" for name in ("preset", "overrides", "start_at", "stop_after", "from_run")}
     for task, part in names.items():
         received = parameters(found[task])
-        kind = type(config.component_configs()[part])
-        assert kind.model_validate_json(received["config"]) == config.component_configs()[part]
-        assert received["out"] == "{{$.inputs.parameters['pipelinechannel--root']}}/" + part
+        assert received["config"] == f"task configure.{part.replace('stage', 'stage_')}"
+        assert received["out"].endswith("/" + part)
+
+
+def test_whatever_happens_the_outcome_is_written_down(compiled: Path) -> None:
+    graph = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
+    last = graph["root"]["dag"]["tasks"]["outcome"]
+    assert last["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
+    assert last["dependentTasks"] == ["exit-handler-1"]
+
+
+def test_a_person_need_only_name_the_source(compiled: Path) -> None:
+    graph = next(yaml.safe_load_all(compiled.read_text(encoding="utf-8")))
+    asked = graph["root"]["inputDefinitions"]["parameters"]
+    assert [name for name, one in asked.items() if not one.get("isOptional")] == ["source"]
+    assert all(one["description"] for one in asked.values())
+    assert asked["preset"]["defaultValue"] == "smoke"
 
 
 def test_results_flow_along_the_chain(compiled: Path) -> None:
@@ -100,16 +118,16 @@ def test_many_files_are_curated_by_several_tasks_and_a_merge(tmp_path: Path) -> 
     compile_pipeline(config, tmp_path / "parts.yaml", IMAGE, Cluster(gpus=1))
     found = tasks(tmp_path / "parts.yaml")
     parts = ["curate-part", "curate-part-2", "curate-part-3"]
-    assert set(found) == {"ingest", *parts, "merge", "bucket", "train", "train-2", "train-3", "evaluate"}
+    assert set(found) == {"configure", "ingest", *parts, "merge", "bucket", "train", "train-2", "train-3", "evaluate"}
     root = "{{$.inputs.parameters['pipelinechannel--root']}}"
     for number, name in enumerate(parts):
         received = parameters(found[name])
         assert (received["videos"], received["part"], received["parts"]) == ("task ingest", number, 3)
         assert received["out"] == f"{root}/shots/shots-{number:05d}-of-00003"
-        assert CurateConfig.model_validate_json(received["config"]) == config.curate
+        assert received["config"] == "task configure.curate"
     received = parameters(found["merge"])
     assert (received["shots"], received["parts"], received["out"]) == (f"{root}/shots", 3, f"{root}/curate")
-    assert set(found["merge"]["dependentTasks"]) == {"ingest", *parts}
+    assert set(found["merge"]["dependentTasks"]) == {"configure", "ingest", *parts}
     for name in ("bucket", "evaluate"):
         assert parameters(found[name])["clips"] == "task merge"
     assert config.nodes()[:6] == [
@@ -119,7 +137,7 @@ def test_many_files_are_curated_by_several_tasks_and_a_merge(tmp_path: Path) -> 
         "bucket",
     ]
     graph, platform = yaml.safe_load_all((tmp_path / "parts.yaml").read_text(encoding="utf-8"))
-    assert len(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == 10
+    assert len(platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]) == 12
     executors = graph["deploymentSpec"]["executors"]
     assert all("accelerator" not in executors[f"exec-{name}"]["container"].get("resources", {}) for name in parts)
 
@@ -127,7 +145,7 @@ def test_many_files_are_curated_by_several_tasks_and_a_merge(tmp_path: Path) -> 
 def test_pods_find_their_namespace_and_only_computing_ones_take_gpus(compiled: Path) -> None:
     graph, platform = yaml.safe_load_all(compiled.read_text(encoding="utf-8"))
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert len(pods) == 7
+    assert len(pods) == 9
     for pod in pods.values():
         assert [item["configMapName"] for item in pod["configMapAsEnv"]] == ["kinoflow-addresses"]
         secret = pod["secretAsEnv"][0]
@@ -138,10 +156,10 @@ def test_pods_find_their_namespace_and_only_computing_ones_take_gpus(compiled: P
 
 
 def test_nothing_is_cached_and_whole_numbers_stay_whole(compiled: Path) -> None:
-    for task in tasks(compiled).values():
-        assert not task["cachingOptions"].get("enableCache", False)
-        settings = json.loads(parameters(task)["config"])
-        assert all(not isinstance(value, float) for key, value in settings.items() if key in ("seed", "steps"))
+    found = tasks(compiled)
+    assert not any(task["cachingOptions"].get("enableCache", False) for task in found.values())
+    settings = json.loads(parameters(found["configure"])["compiled"])
+    assert all(not isinstance(value, float) for value in (settings["seed"], settings["stages"][0]["steps"]))
 
 
 def test_no_address_or_credential_is_compiled_in(
@@ -170,7 +188,17 @@ def test_compiling_needs_neither_torch_nor_a_cluster(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "p.yaml"
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, env=environment, cwd=Path.cwd())
     shots = {"curate-part", *(f"curate-part-{number}" for number in range(2, 17))}
-    assert set(tasks(path)) == {"ingest", *shots, "merge", "bucket", "train", "train-2", "train-3", "evaluate"}
+    assert set(tasks(path)) == {
+        "configure",
+        "ingest",
+        *shots,
+        "merge",
+        "bucket",
+        "train",
+        "train-2",
+        "train-3",
+        "evaluate",
+    }
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(config: RunConfig, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from components.errors import KinoflowError
 from model.config import STDiT2Config
 from pipelines.cluster import NAMESPACE_VARIABLE, POD_VARIABLE, RUN_VARIABLE, Cluster, Placement
 from pipelines.trainjob import job_name
-from pipelines.trainjob_waiting import train_by_job
+from pipelines.trainjob_waiting import delete_jobs, train_by_job
 from tests.trainjob_server import TrainJobServer
 
 PLACEMENT = Placement(
@@ -108,7 +108,7 @@ CHILD = """
 import json, sys
 from components.config import TrackingConfig, TrainConfig
 from pipelines.cluster import Placement
-from pipelines.trainjob_waiting import train_by_job
+from pipelines.trainjob_waiting import delete_jobs, train_by_job
 placement, config, out = json.loads(sys.argv[1])
 train_by_job(Placement.model_validate_json(placement), config=TrainConfig.model_validate_json(config),
              tracking=TrackingConfig(), data="s3://b/bucket", parent=None, out=out, poll_s=0.02)
@@ -231,3 +231,11 @@ def test_what_the_server_refuses_is_one_sentence(server: TrainJobServer) -> None
     server.jobs[NAME] = {"metadata": {"name": NAME, "labels": {"kinoflow.io/run": "another"}}}
     with pytest.raises(KinoflowError, match="belongs to another run"):
         wait()
+
+
+def test_the_end_of_a_run_deletes_the_jobs_that_nobody_waits_for(server: TrainJobServer) -> None:
+    for name, run, state in (("a", "run-1", "Running"), ("b", "run-1", "Complete"), ("c", "run-2", "Running")):
+        server.jobs[name] = {"metadata": {"name": name, "labels": {"kinoflow.io/run": run}}}
+        server.set_state(name, state)
+    delete_jobs("run-1", "team-a")
+    assert set(server.jobs) == {"b", "c"}

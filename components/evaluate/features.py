@@ -97,7 +97,9 @@ def frechet_distance(features: Features, others: Features) -> float:
     first, second = features.mean(axis=0), others.mean(axis=0)
     a = (features - first) / np.sqrt(len(features) - 1)
     b = (others - second) / np.sqrt(len(others) - 1)
-    crossed = float(np.linalg.svd(np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T, compute_uv=False).sum())
+    first_factor: Features = np.asarray(np.linalg.qr(a, mode="r"), np.float64)
+    second_factor: Features = np.asarray(np.linalg.qr(b, mode="r"), np.float64)
+    crossed = float(np.linalg.svd(first_factor @ second_factor.T, compute_uv=False).sum())
     between = float(((first - second) ** 2).sum())
     return max(0.0, between + float((a**2).sum() + (b**2).sum()) - 2 * crossed)
 

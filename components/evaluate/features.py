@@ -87,7 +87,8 @@ def frechet_distance(features: Features, others: Features) -> float:
     """Squared Frechet distance of the normal distributions of two samples (Dowson and Landau 1982; Heusel et al. 2017).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)). The last trace is the sum of singular values of A B^T, where A and B
-    are the centred samples over the roots of their sizes less one: no root of a matrix, whatever the width.
+    are the centred samples over the roots of their sizes less one; their triangular factors have the same ones and are
+    no larger than the width.
 
     Args:
         features: (n, width), n at least 2.
@@ -96,7 +97,9 @@ def frechet_distance(features: Features, others: Features) -> float:
     first, second = features.mean(axis=0), others.mean(axis=0)
     a = (features - first) / np.sqrt(len(features) - 1)
     b = (others - second) / np.sqrt(len(others) - 1)
-    crossed = float(np.linalg.svd(a @ b.T, compute_uv=False).sum())
+    first_factor: Features = np.asarray(np.linalg.qr(a, mode="r"), np.float64)
+    second_factor: Features = np.asarray(np.linalg.qr(b, mode="r"), np.float64)
+    crossed = float(np.linalg.svd(first_factor @ second_factor.T, compute_uv=False).sum())
     between = float(((first - second) ** 2).sum())
     return max(0.0, between + float((a**2).sum() + (b**2).sum()) - 2 * crossed)
 

@@ -31,8 +31,11 @@ def bundle() -> Bundle:
         )
     )
     network.initialize(torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        network.final_layer.linear.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
+        for weight in network.parameters():
+            if weight.ndim > 1 and not weight.any():  # fresh weights hear no text; these do
+                weight.normal_(std=0.2, generator=generator)
     return Bundle(
         network=network.eval(),
         diffusion=FlowConfig(),

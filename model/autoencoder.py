@@ -23,6 +23,11 @@ SPATIAL_STRIDE = 8
 PATCH_CHANNELS = 3 * SPATIAL_STRIDE * SPATIAL_STRIDE
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+PIXELS_AT_ONCE = 2**20
+WHOLE_PIXELS, TILE_PX = 768 * 768, 512
+"""Frames of more pixels are decoded by an AutoencoderKL in tiles of that side, which overlap by a quarter."""
+KL_BYTES_PER_PIXEL, PATCH_BYTES_PER_PIXEL = 5_500, 100
+"""Memory of decoding one pixel in float32: measured with the released widths, and with the demo's."""
 PCA_PATCHES = 40_000
 STATISTICS_CROPS = 256
 
@@ -100,6 +105,10 @@ class PatchAutoencoder(nn.Module):
         raw = latents.to(self.latent_mean.dtype) * self.latent_std[:, None, None] + self.latent_mean[:, None, None]
         return self.raw_frames(raw).clamp(-1, 1)
 
+    def decoding_bytes(self, frames: int, height: int, width: int) -> int:
+        """Memory that decoding so many frames at once takes."""
+        return PATCH_BYTES_PER_PIXEL * frames * height * width
+
     def save(self, folder: Path) -> None:
         """Write config.json and the weights."""
         document = {"_class_name": type(self).__name__, **self.config.model_dump()}
@@ -126,20 +135,30 @@ class KLAutoencoder(nn.Module):
             raise ValueError(f"The AutoencoderKL has stride {stride}; only stride {SPATIAL_STRIDE} is supported.")
         self.latent_channels = int(network.config.latent_channels)
         self.scaling_factor = float(network.config.scaling_factor)
+        network.tile_sample_min_size, network.tile_latent_min_size = TILE_PX, TILE_PX // stride
         self.shift_factor = float(network.config.shift_factor or 0.0)
 
     def encode_frames(self, frames: Tensor, generator: torch.Generator | None) -> Tensor:
         """Frames (N, 3, H, W) in [-1, 1] to scaled latents: the posterior's mode, or a sample with a generator."""
+        self.network.use_tiling = False
         posterior = self.network.encode(frames.to(self.network.dtype)).latent_dist
         latents: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
         return (latents - self.shift_factor) * self.scaling_factor
 
     def decode_frames(self, latents: Tensor) -> Tensor:
         """Scaled latents (N, C, h, w) to frames (N, 3, 8h, 8w) clipped to [-1, 1]."""
+        self.network.use_tiling = latents.shape[-2] * latents.shape[-1] * SPATIAL_STRIDE**2 > WHOLE_PIXELS
         frames: Tensor = self.network.decode(
             latents.to(self.network.dtype) / self.scaling_factor + self.shift_factor
         ).sample
         return frames.clamp(-1, 1)
+
+    def decoding_bytes(self, frames: int, height: int, width: int) -> int:
+        """Memory that decoding so many frames at once takes."""
+        whole = height * width
+        held = 24 * whole if whole > WHOLE_PIXELS else 0  # all tiles, before they are joined
+        pixels = TILE_PX**2 if whole > WHOLE_PIXELS else whole
+        return frames * (KL_BYTES_PER_PIXEL * pixels * int(self.network.dtype.itemsize) // 4 + held)
 
     def save(self, folder: Path) -> None:
         """Write the folder the way diffusers does."""
@@ -196,13 +215,26 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, C, T, h, w) to pixels (B, 3, T, 8h, 8w), float32 in [-1, 1]."""
+        """Decode latents (B, C, T, h, w) to pixels (B, 3, T, 8h, 8w), float32 in [-1, 1].
+
+        Frames are decoded a few at a time, fewer when they are large, and very large ones in tiles.
+        """
         if latents.ndim != 5 or latents.shape[1] != self.latent_channels:
             raise ValueError(f"Expected latents (B, {self.latent_channels}, T, h, w), got {tuple(latents.shape)}.")
         device = next(self.codec.parameters()).device
         frames = rearrange(latents, "B C T H W -> (B T) C H W").to(device)
-        parts = [self.codec.decode_frames(part).float() for part in frames.split(self.micro_batch_size)]
+        together = self.frames_at_once(*(SPATIAL_STRIDE * side for side in latents.shape[-2:]))
+        parts = [self.codec.decode_frames(part).float() for part in frames.split(together)]
         return rearrange(torch.cat(parts), "(B T) C H W -> B C T H W", B=len(latents))
+
+    def frames_at_once(self, height: int, width: int) -> int:
+        """How many frames of that size in pixels are decoded together."""
+        return max(1, min(self.micro_batch_size, PIXELS_AT_ONCE // (height * width)))
+
+    def decoding_bytes(self, height: int, width: int) -> int:
+        """Memory that decoding takes at its peak for frames of that size in pixels, whatever their number."""
+        frames = self.frames_at_once(height, width)
+        return frames * height * width * 24 + self.codec.decoding_bytes(frames, height, width)
 
     def save(self, folder: str | Path) -> None:
         """Write config.json and safetensors weights into `folder`, made if missing."""

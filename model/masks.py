@@ -200,6 +200,27 @@ def apply_mask_strategy(
     return mask
 
 
+def check_strategy(strategy: str | None, reference_frames: Sequence[int], num_frames: int, loops: int = 1) -> None:
+    """Refuse, before any work, a strategy that `apply_mask_strategy` could not carry out.
+
+    Args:
+        strategy: or None, which is always right.
+        reference_frames: length of every reference.
+        num_frames: of a clip.
+        loops: number of clips; each after the first may also name the clips before it.
+
+    Raises:
+        ValueError: naming the group and what is wrong with it.
+    """
+    for number, group in enumerate(parse_mask_strategy(strategy), start=1):
+        where = f"Group {number} of mask strategy {strategy!r}"
+        if group.loop_index >= loops:
+            raise ValueError(f"{where} acts in loop {group.loop_index}, but there are {loops} (counted from 0).")
+        lengths = [*reference_frames, *[num_frames] * group.loop_index]
+        reference = _find_reference([torch.empty(0, length) for length in lengths], group, where)
+        _matching_slices(reference, num_frames, group, where)
+
+
 def _find_reference(references: Sequence[Tensor], group: MaskGroup, where: str) -> Tensor:
     if not -len(references) <= group.reference_index < len(references):
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -15,11 +14,11 @@ import typer
 
 from components.cli import EXIT_FAILED, EXIT_INTERRUPTED, user_sentence
 from components.errors import KinoflowError
-from model.diffusion_config import SamplingMethod
 from pipelines.changes import changes as _changes
 from pipelines.cluster_commands import add_commands as add_cluster_commands
 from pipelines.compare_command import compare
 from pipelines.config import RunConfig, load_run_config, preset_names
+from pipelines.generate_command import generate
 from pipelines.models_commands import add_commands as add_model_commands
 from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown, takedowns
@@ -46,6 +45,7 @@ app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sor
 app.add_typer(vbench_app, name="vbench", help="Videos for VBench and VBench-I2V, and their results back.")
 
 app.command()(whatif)
+app.command()(generate)
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
 SetOption = Annotated[
@@ -256,58 +256,6 @@ def checkpoint(
     from pipelines.dvc import final_checkpoint
 
     typer.echo(final_checkpoint(stage))
-
-
-@app.command()
-def generate(
-    prompt: Annotated[list[str], typer.Argument(help="One video for each prompt.")],
-    checkpoint: Annotated[str, typer.Option(help="URI of a checkpoint, or the name of a run.")] = "demo",
-    out: Annotated[Path, typer.Option(help="Folder for the files.")] = Path("runs/generated"),
-    num_frames: Annotated[int, typer.Option(min=1, help="1 makes a still.")] = 8,
-    height: Annotated[int, typer.Option(min=8, help="In pixels.")] = 64,
-    width: Annotated[int, typer.Option(min=8, help="In pixels.")] = 64,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same video.")] = 0,
-    guidance_scale: Annotated[float, typer.Option(min=0.0, help="How closely to follow the prompt.")] = 3.0,
-    num_inference_steps: Annotated[int, typer.Option(min=1, help="Sampling steps.")] = 20,
-    method: Annotated[
-        SamplingMethod, typer.Option(help="dpm-solver++ needs few steps, where IDDPM was trained.")
-    ] = "own",
-    reference: Annotated[Path | None, typer.Option(help="Image or video that conditions the result.")] = None,
-    mask_strategy: Annotated[str | None, typer.Option(help="Where the reference goes; '0' makes it frame 0.")] = None,
-    fps: Annotated[float, typer.Option(min=0.1, help="Frame rate told to the network.")] = 24.0,
-) -> None:
-    """Make videos from a trained checkpoint.
-
-    Examples:
-
-    - `kinoflow generate "a red circle moves left on a white background"`
-    - `kinoflow generate "…" --reference first.png --mask-strategy 0`
-    - `kinoflow generate "…" --method dpm-solver++ --num-inference-steps 25`
-    """
-    from pipelines.local.services import Ports, home_folder, running_services
-
-    home = home_folder()
-    source = _resolve_checkpoint(checkpoint, home)
-    with running_services(home, Ports(), only_store=True):
-        from components.generation.command import generate_command
-
-        for path in generate_command(
-            checkpoint=source, prompts=prompt, out=str(out), num_frames=num_frames,
-            height=height, width=width, seed=seed, guidance_scale=guidance_scale,
-            num_inference_steps=num_inference_steps, method=method, reference=str(reference) if reference else None,
-            mask_strategy=mask_strategy, fps=fps,
-        ):  # fmt: skip
-            typer.echo(str(path))
-
-
-def _resolve_checkpoint(given: str, home: Path) -> str:
-    """A URI as it is; the name of a run becomes the last checkpoint in its summary."""
-    summary = home.parent / "runs" / given / "summary.json"
-    if "/" in given:
-        return given
-    if not summary.is_file():
-        raise KinoflowError(f"There is no finished run {given!r} in {summary.parent.parent}; give a checkpoint's URI.")
-    return str(json.loads(summary.read_text(encoding="utf-8"))["stages"][-1]["checkpoint"])
 
 
 @app.command()

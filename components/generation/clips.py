@@ -11,10 +11,10 @@ from torch import Tensor
 
 from components import video
 from components.caption import clean_caption
-from components.config import SamplingConfig
 from components.errors import KinoflowError
 from components.generation.bundle import Bundle, to_frames, to_pixels
 from components.media import Frames
+from components.sampling_config import SamplingConfig
 from model.masks import apply_mask_strategy
 from model.process import build_sampler
 from model.sampling import ClassifierFreeGuidance, TextConditionedDenoiser, sample_latents

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from components.config import SamplingConfig
+from components.sampling_config import SamplingConfig
 from components.section import Section
 from model.aspect import named_resolution
 

@@ -1,24 +1,16 @@
-import random
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from components import video
 from components.config import SamplingConfig
 from components.errors import KinoflowError
 from components.generation import Bundle, Request, generate, to_frames, to_pixels
-from components.shapes.world import Scene, draw_staging, render
-from model.autoencoder import fit_autoencoder
-from model.config import STDiT2Config
 from model.diffusion_config import FlowConfig, IDDPMConfig
-from model.encoder_config import AutoencoderConfig, TextEncoderConfig
-from model.stdit2 import STDiT2
-from model.text import build_text_encoder
+from tests.components.generation.scenes import SCENE, picture
 
-SCENE = Scene("red", "circle", "left", "white")
 SAMPLING = SamplingConfig(num_inference_steps=3, guidance_scale=3.0)
 SOLVER = SAMPLING.model_copy(update={"method": "dpm-solver++"})
 HOW = pytest.mark.parametrize(
@@ -26,41 +18,6 @@ HOW = pytest.mark.parametrize(
     [(FlowConfig(), SAMPLING), (IDDPMConfig(), SAMPLING), (IDDPMConfig(), SOLVER)],
     ids=["flow", "iddpm", "dpm-solver"],
 )
-
-
-def picture() -> np.ndarray:
-    return render(SCENE, draw_staging(random.Random(3), moving=True), 4, 32, 32)[:1]
-
-
-@pytest.fixture(scope="module")
-def bundle() -> Bundle:
-    frames = list(to_pixels(picture()).permute(1, 0, 2, 3))
-    small = AutoencoderConfig(latent_channels=8, hidden_channels=8, depth=1, steps=0, crop_px=16)
-    words = TextEncoderConfig(hidden_size=16, num_heads=2, model_max_length=12)
-    network = STDiT2(
-        STDiT2Config(
-            in_channels=8,
-            hidden_size=24,
-            depth=1,
-            num_heads=2,
-            caption_channels=16,
-            model_max_length=12,
-            qk_norm=True,
-            pred_sigma=True,
-        )
-    )
-    network.initialize(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        network.final_layer.linear.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(1))
-    return Bundle(
-        network=network.eval(),
-        diffusion=FlowConfig(),
-        autoencoder=fit_autoencoder(frames, small),
-        text_encoder=build_text_encoder([SCENE.caption], words),
-        checkpoint="here",
-        checkpoint_digest="0" * 64,
-        data="there",
-    )
 
 
 def run(bundle: Bundle, requests: list[Request], **changes) -> list[np.ndarray]:

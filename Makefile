@@ -5,6 +5,8 @@ VIDEOS ?=
 NAME ?=
 IMAGE ?=
 BENCH ?=
+CHECKPOINT ?=
+PORT ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +17,7 @@ COLOSSALAI_READY := $(COLOSSALAI_VENV)/.ready
 FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui data data-version repro pipeline test test-colossalai lint bench charts-docs clean
+.PHONY: help setup demo ui studio data data-version repro pipeline test test-colossalai lint bench charts-docs studio-picture clean
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,9 @@ demo: $(READY) ## From nothing to a trained, evaluated model (PRESET=demo VIDEOS
 
 ui: $(READY) ## Keep MLflow and the object store up, print their addresses
 	$(BIN)/kinoflow ui
+
+studio: $(READY) ## Draw videos, look at them and compare checkpoints on a page (CHECKPOINT=run, PORT=7860)
+	$(BIN)/kinoflow studio $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)") $(if $(PORT),--port "$(PORT)")
 
 data: $(READY) ## Make the demo's source videos in data/
 	$(BIN)/kinoflow data --preset "$(PRESET)"
@@ -57,6 +62,9 @@ bench: $(READY) ## Measure speed (BENCH="network buckets")
 
 charts-docs: $(READY) ## Write the charts' READMEs from their values.yaml
 	$(BIN)/python charts/document.py
+
+studio-picture: $(READY) ## Take docs/studio.png anew with Chromium, from the run CHECKPOINT (the demo's when absent)
+	$(BIN)/python -m tests.components.studio.screenshot $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 ##@ House
 setup: $(READY) ## Install everything into .venv

@@ -22,6 +22,7 @@ from pipelines.generate_command import generate
 from pipelines.models_commands import add_commands as add_model_commands
 from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown, takedowns
+from pipelines.studio_command import studio
 from pipelines.terminal import BUCKET, make_console
 from pipelines.vbench_command import app as vbench_app
 from pipelines.weights import app as weights_app
@@ -46,6 +47,7 @@ app.add_typer(vbench_app, name="vbench", help="Videos for VBench and VBench-I2V,
 
 app.command()(whatif)
 app.command()(generate)
+app.command()(studio)
 
 PresetOption = Annotated[str, typer.Option("--preset", "-p", help=f"{', '.join(preset_names())}, or a YAML file.")]
 SetOption = Annotated[

@@ -4,9 +4,15 @@ PRESET ?= demo
 VIDEOS ?=
 NAME ?=
 IMAGE ?=
+DATA_IMAGE ?=
 BENCH ?=
 CHECKPOINT ?=
 PORT ?=
+REGISTRY ?= localhost
+TAG ?= dev
+BASE ?=
+TRAIN_BASE ?=
+IMAGES ?= data train submit
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +20,12 @@ READY := $(VENV)/.ready
 COLOSSALAI_VENV := .venv-colossalai
 COLOSSALAI_BIN := $(COLOSSALAI_VENV)/bin
 COLOSSALAI_READY := $(COLOSSALAI_VENV)/.ready
-FIND_LINKS := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)")
+FIND_LINKS ?= $(PIP_FIND_LINKS)
+TORCH_BACKEND ?= $(if $(FIND_LINKS),,cpu)
+LINKS := $(if $(FIND_LINKS),--find-links "$(FIND_LINKS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo ui studio data data-version repro pipeline test test-colossalai lint bench charts-docs studio-picture clean
+.PHONY: help setup demo ui studio data data-version repro pipeline images image-list test test-colossalai lint bench charts-docs studio-picture clean
 
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +50,16 @@ repro: data ## The same stages under DVC, with tracking
 	$(BIN)/kinoflow exec -- $(BIN)/dvc repro
 
 pipeline: $(READY) ## Compile build/text_to_video.yaml for Kubeflow (PRESET=demo IMAGE=name@sha256:…)
-	$(BIN)/kinoflow compile --preset "$(PRESET)" $(if $(IMAGE),--image "$(IMAGE)") --output build/text_to_video.yaml
+	$(BIN)/kinoflow compile --preset "$(PRESET)" $(if $(IMAGE),--image "$(IMAGE)") \
+		$(if $(DATA_IMAGE),--data-image "$(DATA_IMAGE)") --output build/text_to_video.yaml
+
+images: ## Build the tasks' images (IMAGES="data train submit" REGISTRY=… TAG=… BASE=… TRAIN_BASE=… TORCH_BACKEND=cu130 PUSH=1)
+	$(PYTHON) -m components.images $(IMAGES) --registry "$(REGISTRY)" --tag "$(TAG)" --base "$(BASE)" \
+		--train-base "$(TRAIN_BASE)" --torch-backend "$(TORCH_BACKEND)" --packages "$(PACKAGES)" $(LINKS) \
+		$(if $(BUILDER),--builder "$(BUILDER)") --flags "$(BUILD_FLAGS)" $(if $(PUSH),--push)
+
+image-list: pipeline ## Print every image a cluster must reach (VALUES="platform=mine.yaml …" TO=registry.local/video)
+	$(BIN)/kinoflow images --pipeline build/text_to_video.yaml $(addprefix --values ,$(VALUES)) $(if $(TO),--to "$(TO)")
 
 ##@ Work on it
 test: $(READY) ## Run the tests (the slow ones too: make test SLOW=1)
@@ -78,9 +95,9 @@ $(READY): requirements.lock pyproject.toml
 		{ echo "error: Python 3.11 or 3.12 is needed; name one with PYTHON=python3.11." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv || echo "uv cannot be installed; pip does the work and takes longer."
-	{ $(BIN)/uv pip install --python $(BIN)/python $(FIND_LINKS) -r requirements.lock && \
+	{ $(BIN)/uv pip install --python $(BIN)/python $(LINKS) -r requirements.lock && \
 	  $(BIN)/uv pip install --python $(BIN)/python --no-deps -e .; } || \
-	{ $(BIN)/python -m pip install $(FIND_LINKS) -r requirements.lock && \
+	{ $(BIN)/python -m pip install $(LINKS) -r requirements.lock && \
 	  $(BIN)/python -m pip install --no-deps -e .; }
 	touch $@
 
@@ -88,7 +105,7 @@ $(READY): requirements.lock pyproject.toml
 $(COLOSSALAI_READY): requirements-colossalai.lock pyproject.toml
 	$(PYTHON) -m venv $(COLOSSALAI_VENV)
 	$(COLOSSALAI_BIN)/python -m pip install --quiet uv || echo "uv cannot be installed; pip does the work."
-	{ $(COLOSSALAI_BIN)/uv pip install --python $(COLOSSALAI_BIN)/python $(FIND_LINKS) --no-deps \
+	{ $(COLOSSALAI_BIN)/uv pip install --python $(COLOSSALAI_BIN)/python $(LINKS) --no-deps \
 	  -r requirements-colossalai.lock -e .; } || \
-	$(COLOSSALAI_BIN)/python -m pip install $(FIND_LINKS) --no-deps -r requirements-colossalai.lock -e .
+	$(COLOSSALAI_BIN)/python -m pip install $(LINKS) --no-deps -r requirements-colossalai.lock -e .
 	touch $@

@@ -19,6 +19,7 @@ from pipelines.cluster_commands import add_commands as add_cluster_commands
 from pipelines.compare_command import compare
 from pipelines.config import RunConfig, load_run_config, preset_names
 from pipelines.generate_command import generate
+from pipelines.images_command import images
 from pipelines.models_commands import add_commands as add_model_commands
 from pipelines.packing import digest, pack
 from pipelines.provenance import lineage, takedown, takedowns
@@ -40,6 +41,7 @@ app.command()(lineage)
 app.command()(pack)
 app.command()(compare)
 app.command()(digest)
+app.command()(images)
 add_cluster_commands(app)
 add_model_commands(app)
 app.add_typer(weights_app, name="weights", help="Weights in and out, in Open-Sora 1.1's released form.")

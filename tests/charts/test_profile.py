@@ -46,6 +46,20 @@ def test_every_container_has_a_closed_root_resources_and_a_pinned_image(chart: s
             assert shortcomings(container) == set(), (manifest["metadata"]["name"], container["name"])
 
 
+WITHOUT_TEMPORARY_FILES = {"device-plugin", "dump", "load"}
+"""NVIDIA's plugin and PostgreSQL's tools write what they are told to and nothing else."""
+
+
+@pytest.mark.parametrize(("chart", "case"), CASES)
+def test_on_the_closed_root_home_and_temporary_files_have_a_volume(chart: str, case: str) -> None:
+    for manifest in manifests(chart, case):
+        for container in containers_of(pod) if (pod := pod_of(manifest)) else ():
+            told = {each["name"]: each.get("value") for each in container.get("env", [])}
+            open_ = {each["mountPath"] for each in container.get("volumeMounts", []) if not each.get("readOnly")}
+            needed = {told.get("TMPDIR", "/tmp"), told.get("HOME", told.get("TMPDIR", "/tmp"))}
+            assert needed <= open_ or container["name"] in WITHOUT_TEMPORARY_FILES, container["name"]
+
+
 @pytest.mark.parametrize(("chart", "case"), CASES)
 def test_what_keeps_running_is_probed_and_only_the_health_check_holds_a_token(chart: str, case: str) -> None:
     for manifest in manifests(chart, case):

@@ -254,11 +254,12 @@ def test_the_registration_job_runs_the_command_it_says() -> None:
     container = pod["spec"]["containers"][0]
     assert container["command"] == ["kinoflow", "submit"]
     assert container["args"][0] == "--register-only"
-    assert f"--image={container['image']}" in container["args"]
+    assert container["image"].startswith("registry.example.org/kinoflow-submit@sha256:")
     commands = typer.main.get_command(app)
     submit = commands.get_command(click.Context(commands), "submit")  # type: ignore[attr-defined]
     given = submit.make_context("submit", list(container["args"])).params
     assert given["register_only"] is True
+    assert given["image"].startswith("registry.example.org/kinoflow-train@sha256:")
     assert (given["host"], given["namespace"]) == ("http://ml-pipeline.kubeflow:8888", "team-a")
     assert "Job" not in {each["kind"] for each in manifests("platform", "default")}
 

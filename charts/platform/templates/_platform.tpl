@@ -41,6 +41,7 @@
     - {{ .Values.backup.restoreFrom | quote }}
   env:
     - {name: HOME, value: /scratch}
+    - {name: TMPDIR, value: /scratch}
     {{- include "platform.storeEnvironment" . | nindent 4 }}
   resources: {{- toYaml .Values.backup.resources | nindent 4 }}
   securityContext: {{- include "kinoflow.containerSecurity" . | nindent 4 }}

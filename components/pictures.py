@@ -12,6 +12,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -39,13 +40,17 @@ class Orientation:
 
     def apply(self, frame: Frames) -> Frames:
         """Turns one frame (H, W, 3) upright."""
+        return self.apply_to_all(frame[None])[0]
+
+    def apply_to_all(self, frames: Frames) -> Frames:
+        """Turns frames (N, H, W, 3) upright; the result is contiguous."""
         if self.transpose:
-            frame = frame.transpose(1, 0, 2)
+            frames = frames.transpose(0, 2, 1, 3)
         if self.flip_x:
-            frame = frame[:, ::-1]
+            frames = frames[:, :, ::-1]
         if self.flip_y:
-            frame = frame[::-1]
-        return np.ascontiguousarray(frame)
+            frames = frames[:, ::-1]
+        return np.ascontiguousarray(frames)
 
 
 UPRIGHT = Orientation()
@@ -112,11 +117,14 @@ class PlanarConverter:
         self._to_planar, self._to_bgr = VideoReformatter(), VideoReformatter()
         self._small: dict[tuple[int, int, str], tuple[VideoFrame, list[Plane]]] = {}
 
-    def picture(self, frame: VideoFrame, orientation: Orientation) -> Picture:
-        """The picture of one frame; it borrows the frame's memory."""
-        planar = frame
-        if frame.format.name not in PLANAR_FORMATS or any(plane.line_size < plane.width for plane in frame.planes):
-            planar = self._to_planar.reformat(frame, format="yuv420p", threads=1)
+    def planar(self, frame: VideoFrame) -> VideoFrame:
+        """The frame itself where it lies in planes as it must, else a conversion of it."""
+        if frame.format.name in PLANAR_FORMATS and all(plane.line_size >= plane.width for plane in frame.planes):
+            return frame
+        return self._to_planar.reformat(frame, format="yuv420p", threads=1)
+
+    def picture(self, planar: VideoFrame, orientation: Orientation) -> Picture:
+        """The picture of one frame from `planar`; it borrows the frame's memory."""
         return _PlanarPicture(planar, orientation, self)
 
     def resized(self, planes: list[Plane], like: VideoFrame) -> Frames:
@@ -125,7 +133,7 @@ class PlanarConverter:
         key = (height, width, like.format.name)
         if key not in self._small:
             frame = VideoFrame(width, height, like.format.name)
-            self._small[key] = frame, [_array(frame, index) for index in range(3)]
+            self._small[key] = frame, [plane_view(plane) for plane in frame.planes]
         frame, room = self._small[key]
         for target, plane in zip(room, planes, strict=True):
             target[:] = plane
@@ -153,8 +161,8 @@ class _PlanarPicture:
         height, width = self._as_stored(size)
         chroma = ((height + 1) // 2, (width + 1) // 2)
         planes = [
-            _resized(_array(self._frame, index), part, smooth=smooth)
-            for index, part in enumerate(((height, width), chroma, chroma))
+            _resized(plane_view(plane), part, smooth=smooth)
+            for plane, part in zip(self._frame.planes, ((height, width), chroma, chroma), strict=True)
         ]
         return self._upright(self._converter.resized(planes, self._frame))
 
@@ -163,7 +171,7 @@ class _PlanarPicture:
         return self._upright(_resized(whole, self._as_stored(size), smooth=False))
 
     def luma(self, size: tuple[int, int]) -> Plane:
-        luma = _resized(_array(self._frame, 0), self._as_stored(size), smooth=True)
+        luma = _resized(plane_view(self._frame.planes[0]), self._as_stored(size), smooth=True)
         full_range = self._frame.format.name == "yuvj420p" or int(self._frame.color_range) == FULL_RANGE
         # A plane at its own size is a view with gaps between its rows, which some of OpenCV refuses.
         luma = np.ascontiguousarray(luma) if full_range else np.asarray(cv2.LUT(luma, FROM_LIMITED), np.uint8)
@@ -180,8 +188,8 @@ FULL_RANGE = 2
 FROM_LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
 
-def _array(frame: VideoFrame, index: int) -> Plane:
-    plane = frame.planes[index]
+def plane_view(plane: VideoPlane) -> Plane:
+    """(H, W) uint8 of one plane, in its own memory."""
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
     return np.asarray(rows[: plane.height, : plane.width])
 

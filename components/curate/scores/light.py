@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from components.curate.scores.base import (
     SAMPLE_STRIDE_FRAMES,
     Columns,
+    EveryFrame,
     Grey,
     Look,
     SampledScorer,
@@ -19,6 +20,7 @@ from components.curate.scores.base import (
     Scorer,
 )
 from components.media import Frames
+from components.stacks import PictureStack
 
 BGR_TO_LUMA = (0.114, 0.587, 0.299)
 BLACK_LUMA = 32
@@ -32,7 +34,7 @@ BAR_AREA_SHARE = 0.99
 """Of a row or column in a bar: a subtitle or a logo may reach into it a little."""
 
 
-class Light(Scorer):
+class Light(EveryFrame):
     """Every frame, at the size of shot detection."""
 
     columns: ClassVar = (
@@ -52,16 +54,19 @@ class Light(Scorer):
         self._frozen: Samples[bool] = Samples()
         self._last: Frames | None = None
 
-    def add(self, look: Look, place: int) -> None:
-        """See `Scorer`."""
-        bgr = look.bgr
-        blue, green, red = cv2.mean(bgr)[:3]
-        luma = sum(share * level for share, level in zip(BGR_TO_LUMA, (blue, green, red), strict=True))
-        self._brightness[look.number] = luma
-        self._black[look.number] = luma <= BLACK_MAX_MEAN and _is_black(bgr)
+    def add_stack(self, stack: PictureStack) -> None:
+        """See `EveryFrame`."""
+        for number, bgr in enumerate(stack.bgr, stack.first):
+            blue, green, red = cv2.mean(bgr)[:3]
+            luma = sum(share * level for share, level in zip(BGR_TO_LUMA, (blue, green, red), strict=True))
+            self._brightness[number] = luma
+            self._black[number] = luma <= BLACK_MAX_MEAN and _is_black(bgr)
+        changes = _largest_changes(stack.bgr)
         if self._last is not None:
-            self._frozen[look.number] = cv2.norm(bgr, self._last, cv2.NORM_INF) <= FROZEN_LEVELS
-        self._last = bgr
+            changes = [cv2.norm(stack.bgr[0], self._last, cv2.NORM_INF), *changes]
+        for number, change in enumerate(changes, stack.first + len(stack) - len(changes)):
+            self._frozen[number] = change <= FROZEN_LEVELS
+        self._last = stack.bgr[-1].copy()
 
     def summary(self, start: int, end: int, last: Look | None) -> Columns:
         """See `Scorer`; the step into the first frame belongs to no clip."""
@@ -145,6 +150,16 @@ class Letterbox(SampledScorer[tuple[int, int, int, int]]):
         top, bottom, left, right = np.min(np.array(bars), axis=0).tolist()
         height, width = self._size
         return {"letterbox_share": 1 - (height - top - bottom) * (width - left - right) / (height * width)}
+
+
+def _largest_changes(bgr: Frames) -> list[float]:
+    """Of any pixel from each of (N, H, W, 3) frames to the next, N - 1 levels."""
+    count, height, width = bgr.shape[:3]
+    if count == 1:
+        return []
+    tall = bgr.reshape(-1, width, 3)
+    steps = cv2.absdiff(tall[height:], tall[:-height])
+    return [float(level) for level in steps.reshape(count - 1, -1).max(axis=1)]
 
 
 def _is_black(bgr: Frames) -> bool:

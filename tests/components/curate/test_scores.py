@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from components import tables
 from components.curate.fingerprint import parse
-from components.curate.scores import SCORERS, SCORES, Look, make_scorers, sizes_of
+from components.curate.scores import SCORERS, SCORES, EveryFrame, Look, make_scorers, sizes_of
 from components.curate.scores.movement import Flow, Motion, label_of_clip, label_of_pair
 from components.pictures import StillPicture
+from components.stacks import PictureStack, stack_of
 
 Pixels = NDArray[np.uint8]
 
@@ -26,8 +27,12 @@ def drifting_texture(step_px: int, num_frames: int = 6, height: int = 128, width
 
 
 def looks(frames: Pixels) -> list[Look]:
-    sizes = sizes_of(*frames[0].shape[:2], 256)
-    return [Look(number, StillPicture(frame), sizes) for number, frame in enumerate(frames)]
+    sizes, stack = sizes_of(*frames[0].shape[:2], 256), stacked(frames)
+    return [Look(number, stack.pictures[number], sizes, bgr) for number, bgr in enumerate(stack.bgr)]
+
+
+def stacked(frames: Pixels) -> PictureStack:
+    return stack_of([StillPicture(frame) for frame in frames], sizes_of(*frames[0].shape[:2], 256).detection)
 
 
 def scores(frames: Pixels) -> dict[str, Any]:
@@ -35,6 +40,8 @@ def scores(frames: Pixels) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen = looks(frames)
     for scorer in make_scorers():
+        if isinstance(scorer, EveryFrame):
+            scorer.add_stack(stacked(frames))
         for place, look in enumerate(seen):
             if scorer.wants(place):
                 scorer.add(look, place)

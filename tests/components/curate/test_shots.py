@@ -18,7 +18,7 @@ from scenedetect.detector import SceneDetector
 
 from components.config import ShotConfig
 from components.curate.shots import ShotDetector, detection_size
-from components.video import decode_pictures, write_video
+from components.video import decode_stacks, write_video
 
 Pixels = NDArray[np.uint8]
 Shot = tuple[int, int]
@@ -39,9 +39,10 @@ def detected(config: ShotConfig, path: Path, fps: float = 24) -> list[Shot]:
     """First frame and frame after the last of every shot."""
     detector = ShotDetector(config, fps)
     cuts: set[int] = set()
-    for picture in decode_pictures(path):
-        size = detection_size(*picture.size)
-        cuts.update(detector.add(picture.bgr(size), partial(picture.bgr_exactly, size)))
+    for stack in decode_stacks(path, lambda size: detection_size(*size)):
+        size = stack.bgr.shape[1:3]
+        for _, found in detector.add(stack.bgr, lambda place: stack.pictures[place].bgr_exactly(size)):  # noqa: B023
+            cuts.update(found)
     cuts.update(detector.finish())
     return list(pairwise([0, *sorted(cuts), detector.num_frames]))
 

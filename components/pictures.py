@@ -117,15 +117,14 @@ class PlanarConverter:
         self._to_planar, self._to_bgr = VideoReformatter(), VideoReformatter()
         self._small: dict[tuple[int, int, str], tuple[VideoFrame, list[Plane]]] = {}
 
-    def planar(self, frame: VideoFrame) -> VideoFrame:
-        """The frame itself where it lies in planes as it must, else a conversion of it."""
-        if frame.format.name in PLANAR_FORMATS and all(plane.line_size >= plane.width for plane in frame.planes):
-            return frame
-        return self._to_planar.reformat(frame, format="yuv420p", threads=1)
-
-    def picture(self, planar: VideoFrame, orientation: Orientation) -> Picture:
-        """The picture of one frame from `planar`; it borrows the frame's memory."""
-        return _PlanarPicture(planar, orientation, self)
+    def picture(self, frame: VideoFrame, orientation: Orientation) -> PlanarPicture:
+        """The picture of one frame; it borrows the frame's memory."""
+        if frame.format.name in PLANAR_FORMATS:
+            planes = frame.planes
+            if planes[0].line_size >= frame.width:
+                return PlanarPicture(frame, [plane_view(plane) for plane in planes], orientation, self)
+        frame = self._to_planar.reformat(frame, format="yuv420p", threads=1)
+        return PlanarPicture(frame, [plane_view(plane) for plane in frame.planes], orientation, self)
 
     def resized(self, planes: list[Plane], like: VideoFrame) -> Frames:
         """(H, W, 3) BGR of planes that were resized, of a frame like this one."""
@@ -147,41 +146,58 @@ class PlanarConverter:
         return np.ascontiguousarray(rows[:, : 3 * frame.width]).reshape(frame.height, frame.width, 3)
 
 
-class _PlanarPicture:
-    def __init__(self, frame: VideoFrame, orientation: Orientation, converter: PlanarConverter) -> None:
-        self._frame = frame
-        self._orientation = orientation
+class PlanarPicture:
+    """A frame of a video.
+
+    Attributes:
+        frame: as it was decoded, or its conversion to planes.
+        planes: luma and chroma, (H, W) uint8 each.
+        orientation: how it must be turned.
+    """
+
+    __slots__ = ("_converter", "frame", "orientation", "planes")
+
+    def __init__(
+        self, frame: VideoFrame, planes: list[Plane], orientation: Orientation, converter: PlanarConverter
+    ) -> None:
+        self.frame = frame
+        self.planes = planes
+        self.orientation = orientation
         self._converter = converter
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._as_stored((self._frame.height, self._frame.width))
+        """(height, width) of the whole picture."""
+        return self._as_stored((self.frame.height, self.frame.width))
 
     def bgr(self, size: tuple[int, int], *, smooth: bool = False) -> Frames:
+        """See `Picture`."""
         height, width = self._as_stored(size)
         chroma = ((height + 1) // 2, (width + 1) // 2)
         planes = [
-            _resized(plane_view(plane), part, smooth=smooth)
-            for plane, part in zip(self._frame.planes, ((height, width), chroma, chroma), strict=True)
+            _resized(plane, part, smooth=smooth)
+            for plane, part in zip(self.planes, ((height, width), chroma, chroma), strict=True)
         ]
-        return self._upright(self._converter.resized(planes, self._frame))
+        return self._upright(self._converter.resized(planes, self.frame))
 
     def bgr_exactly(self, size: tuple[int, int]) -> Frames:
-        whole = self._converter.converted(self._frame)
+        """See `Picture`."""
+        whole = self._converter.converted(self.frame)
         return self._upright(_resized(whole, self._as_stored(size), smooth=False))
 
     def luma(self, size: tuple[int, int]) -> Plane:
-        luma = _resized(plane_view(self._frame.planes[0]), self._as_stored(size), smooth=True)
-        full_range = self._frame.format.name == "yuvj420p" or int(self._frame.color_range) == FULL_RANGE
+        """See `Picture`."""
+        luma = _resized(self.planes[0], self._as_stored(size), smooth=True)
+        full_range = self.frame.format.name == "yuvj420p" or int(self.frame.color_range) == FULL_RANGE
         # A plane at its own size is a view with gaps between its rows, which some of OpenCV refuses.
         luma = np.ascontiguousarray(luma) if full_range else np.asarray(cv2.LUT(luma, FROM_LIMITED), np.uint8)
-        return luma if self._orientation == UPRIGHT else self._orientation.apply(luma[..., None])[..., 0]
+        return luma if self.orientation == UPRIGHT else self.orientation.apply(luma[..., None])[..., 0]
 
     def _upright(self, bgr: Frames) -> Frames:
-        return bgr if self._orientation == UPRIGHT else self._orientation.apply(bgr)
+        return bgr if self.orientation == UPRIGHT else self.orientation.apply(bgr)
 
     def _as_stored(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[::-1] if self._orientation.transpose else size
+        return size[::-1] if self.orientation.transpose else size
 
 
 FULL_RANGE = 2
@@ -190,8 +206,7 @@ FROM_LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).asty
 
 def plane_view(plane: VideoPlane) -> Plane:
     """(H, W) uint8 of one plane, in its own memory."""
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-    return np.asarray(rows[: plane.height, : plane.width])
+    return np.ndarray((plane.height, plane.width), np.uint8, plane, strides=(plane.line_size, 1))  # type: ignore[arg-type]
 
 
 def _resized(plane: Plane, size: tuple[int, int], *, smooth: bool) -> Plane:

@@ -14,12 +14,12 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from components.media import Frames
-from components.pictures import Orientation, Picture, PlanarConverter, Plane, plane_view
+from components.pictures import Orientation, Picture, PlanarConverter, PlanarPicture, Plane, plane_view
 
 MAX_FRAMES = 16
 """Of a hundred pixels: a stack and what is computed from it stay in the processor's cache."""
-MAX_BYTES = 48 << 20
-"""Of the whole frames that one stack holds; a stack of very large frames is shorter."""
+MAX_BYTES = 4 << 20
+"""Of the whole frames that one stack holds: a decoder is faster when it gets back the memory that it wrote last."""
 
 Size = tuple[int, int]
 
@@ -65,13 +65,12 @@ class Stacker:
 
     def add(self, frame: VideoFrame, orientation: Orientation) -> Iterator[PictureStack]:
         """Take the next frame; gives the stacks that are complete."""
-        planar = self._converter.planar(frame)
-        picture = self._converter.picture(planar, orientation)
-        if self._room is None or not self._room.takes(planar, orientation):
+        picture = self._converter.picture(frame, orientation)
+        if self._room is None or not self._room.takes(picture):
             yield from self.finish()
             self._size = self._size or self._size_of(picture.size)
-            self._room = _Room(self._size, planar, orientation)
-        self._room.put(len(self._pictures), planar)
+            self._room = _Room(self._size, picture)
+        self._room.put(len(self._pictures), picture)
         self._pictures.append(picture)
         if len(self._pictures) == self._room.num_frames:
             yield from self.finish()
@@ -88,14 +87,14 @@ class Stacker:
 class _Room:
     """Planes of several small frames, one above the other, of one kind of frame."""
 
-    def __init__(self, size: Size, like: VideoFrame, orientation: Orientation) -> None:
-        self._kind = _kind(like, orientation)
-        self._orientation = orientation
-        self._height, self._width = size[::-1] if orientation.transpose else size
-        whole_bytes = like.width * like.height * 3 // 2
+    def __init__(self, size: Size, like: PlanarPicture) -> None:
+        self._kind = _kind(like)
+        self._orientation = like.orientation
+        self._height, self._width = size[::-1] if like.orientation.transpose else size
+        whole_bytes = like.frame.width * like.frame.height * 3 // 2
         self.num_frames = min(MAX_FRAMES, max(1, MAX_BYTES // whole_bytes))
-        self._tall = VideoFrame(self._width, 2 * self._slot_pairs * self.num_frames, like.format.name)
-        self._tall.color_range = like.color_range
+        self._tall = VideoFrame(self._width, 2 * self._slot_pairs * self.num_frames, like.frame.format.name)
+        self._tall.color_range = like.frame.color_range
         luma, *chroma = (plane_view(plane) for plane in self._tall.planes)
         slots = range(self.num_frames)
         self._slots: list[list[Plane]] = [
@@ -108,14 +107,14 @@ class _Room:
         """Rows of chroma; a frame of odd height leaves one row of luma free."""
         return (self._height + 1) // 2
 
-    def takes(self, frame: VideoFrame, orientation: Orientation) -> bool:
-        """Whether the next frame may lie beside those that are there."""
-        return _kind(frame, orientation) == self._kind
+    def takes(self, picture: PlanarPicture) -> bool:
+        """Whether the next picture may lie beside those that are there."""
+        return _kind(picture) == self._kind
 
-    def put(self, slot: int, frame: VideoFrame) -> None:
-        """Bring a frame to the small size, bilinear between the nearest pixels."""
-        for plane, slots in zip(frame.planes, self._slots, strict=True):
-            source, target = plane_view(plane), slots[slot]
+    def put(self, slot: int, picture: PlanarPicture) -> None:
+        """Bring a picture to the small size, bilinear between the nearest pixels."""
+        for source, slots in zip(picture.planes, self._slots, strict=True):
+            target = slots[slot]
             if source.shape == target.shape:
                 target[:] = source
             else:
@@ -128,5 +127,5 @@ class _Room:
         return self._orientation.apply_to_all(frames)
 
 
-def _kind(frame: VideoFrame, orientation: Orientation) -> tuple[object, ...]:
-    return frame.format.name, frame.color_range, orientation
+def _kind(picture: PlanarPicture) -> tuple[object, ...]:
+    return picture.frame.format.name, picture.frame.color_range, picture.orientation

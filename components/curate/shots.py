@@ -165,11 +165,10 @@ class _AdaptiveOnScores(AdaptiveDetector):  # type: ignore[misc, unused-ignore]
         found: Found = {}
         for place in range(width, len(self._recent) - width):
             if self._recent[place] >= self.min_content_val:
-                *before, (now, score) = (
-                    (timecode_of(first + near), self._recent[near]) for near in range(place - width, place + width + 1)
-                )
-                self._buffer = before
-                if cuts := self.process_frame(now, score):
+                window = self._recent[place - width : place + width + 1]
+                asked = timecode_of(first + place)  # of the others the detector reads only the scores
+                self._buffer = [(asked, score) for score in window[:-1]]
+                if cuts := self.process_frame(asked, window[-1]):
                     found[first + place + width] = cuts
         self._recent = self._recent[-2 * width :]
         return found

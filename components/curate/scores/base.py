@@ -19,8 +19,15 @@ Grey = NDArray[np.uint8]
 Columns = dict[str, object]
 Value = TypeVar("Value")
 
-SAMPLE_STRIDE_FRAMES = 10
-"""Scores that need no more look at every tenth frame of a clip, all at the same ones: a picture is made once."""
+SAMPLE_FIRST_PLACES = (0, 10)
+SAMPLE_STRIDE_FRAMES = 30
+"""Scores that need no more look at two frames at the beginning of a clip and one in thirty, all at the same ones: a
+picture is made once."""
+
+
+def is_sampled(place: int) -> bool:
+    """Whether the frame at this place of a clip is one of them."""
+    return place % SAMPLE_STRIDE_FRAMES == 0 or place in SAMPLE_FIRST_PLACES
 
 
 @dataclass(frozen=True)

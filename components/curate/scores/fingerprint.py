@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curate.fingerprint import fingerprint, thumbnail
+from components.curate.fingerprint import fingerprint, thumbnails
 from components.curate.scores.base import Columns, EveryFrame, Look, Samples, ScoreInfo
 from components.stacks import PictureStack
 
@@ -16,7 +16,7 @@ class Fingerprint(EveryFrame):
     """Every frame, as a thumbnail."""
 
     columns: ClassVar = (
-        ScoreInfo("phash", "3", "What the clip looks like, eight means of 8 x 8 colours in order (uint8, RGB)."),
+        ScoreInfo("phash", "4", "What the clip looks like, eight means of 8 x 8 colours in order (uint8, RGB)."),
     )
 
     def __init__(self) -> None:
@@ -24,8 +24,8 @@ class Fingerprint(EveryFrame):
 
     def add_stack(self, stack: PictureStack) -> None:
         """See `EveryFrame`."""
-        for number, bgr in enumerate(stack.bgr, stack.first):
-            self._thumbnails[number] = thumbnail(bgr)
+        for number, small in enumerate(thumbnails(stack.bgr), stack.first):
+            self._thumbnails[number] = small
 
     def summary(self, start: int, end: int, last: Look | None) -> Columns:
         """See `Scorer`."""

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curate.scores.base import (
-    SAMPLE_STRIDE_FRAMES,
     Columns,
     EveryFrame,
     Grey,
@@ -18,6 +17,7 @@ from components.curate.scores.base import (
     Samples,
     ScoreInfo,
     Scorer,
+    is_sampled,
 )
 from components.media import Frames
 from components.stacks import PictureStack
@@ -38,11 +38,11 @@ class Light(EveryFrame):
     """Every frame, at the size of shot detection."""
 
     columns: ClassVar = (
-        ScoreInfo("brightness", "2", "Luma, mean over pixels and frames.", "level, 0 to 255"),
-        ScoreInfo("black_share", "2", "Share of frames that are black but for a fiftieth of the picture.", "share"),
+        ScoreInfo("brightness", "3", "Luma, mean over pixels and frames.", "level, 0 to 255"),
+        ScoreInfo("black_share", "3", "Share of frames that are black but for a fiftieth of the picture.", "share"),
         ScoreInfo(
             "frozen_share",
-            "1",
+            "2",
             f"Share of the steps from frame to frame in which no pixel changes by more than {FROZEN_LEVELS} levels.",
             "share",
         ),
@@ -83,19 +83,22 @@ class Light(EveryFrame):
 
 
 class Detail(Scorer):
-    """Every tenth frame, at the analysis size."""
+    """Frames 0 and 10 and every thirtieth, at the analysis size."""
 
     columns: ClassVar = (
-        ScoreInfo("sharpness", "2", "Variance of the Laplacian in the sharpest colour channel, mean over frames."),
+        ScoreInfo("sharpness", "3", "Variance of the Laplacian in the sharpest colour channel, mean over frames."),
         ScoreInfo(
             "contrast",
-            "2",
+            "3",
             "Standard deviation in the colour channel of most contrast, mean over frames; luma alone would call a "
             "picture of equally light colours empty.",
             "level, 0 to 128",
         ),
     )
-    stride: ClassVar = SAMPLE_STRIDE_FRAMES
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return is_sampled(place)
 
     def __init__(self) -> None:
         self._sharpness: Samples[float] = Samples()
@@ -118,18 +121,21 @@ class Detail(Scorer):
 
 
 class Letterbox(SampledScorer[tuple[int, int, int, int]]):
-    """Every tenth frame, at the analysis size."""
+    """Frames 0 and 10 and every thirtieth, at the analysis size."""
 
     columns: ClassVar = (
         ScoreInfo(
             "letterbox_share",
-            "1",
+            "2",
             "Share of the picture in black bars along its borders that are there in every frame; frames that are "
             "black all over do not count.",
             "share",
         ),
     )
-    stride: ClassVar = SAMPLE_STRIDE_FRAMES
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return is_sampled(place)
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,8 +169,9 @@ def _largest_changes(bgr: Frames) -> list[float]:
 
 
 def _is_black(bgr: Frames) -> bool:
-    grey = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), np.uint8)
-    return float((grey < BLACK_LUMA).mean()) >= BLACK_AREA_SHARE and _largest_std(bgr) < BLACK_MAX_STD
+    grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
+    light = cv2.countNonZero(cv2.threshold(grey, BLACK_LUMA - 1, 1, cv2.THRESH_BINARY)[1])
+    return light <= (1 - BLACK_AREA_SHARE) * grey.size and _largest_std(bgr) < BLACK_MAX_STD
 
 
 def _largest_std(channels: NDArray[Any]) -> float:
@@ -175,7 +182,7 @@ def _bars(grey: Grey) -> tuple[int, int, int, int] | None:
     """Pixels of black bars at the top, bottom, left and right; None for a frame that is black all over."""
     light = grey > BAR_LUMA
     borders = (light[0], light[-1], light[:, 0], light[:, -1])
-    if all(border.mean() > 1 - BAR_AREA_SHARE for border in borders):
+    if all(np.count_nonzero(border) > (1 - BAR_AREA_SHARE) * len(border) for border in borders):
         return 0, 0, 0, 0
     rows = _light_lines(light, 1)
     if rows is None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from components import tables
 from components.curate.fingerprint import parse
 from components.curate.scores import SCORERS, SCORES, EveryFrame, Look, make_scorers, sizes_of
-from components.curate.scores.movement import Flow, Motion, label_of_clip, label_of_pair
+from components.curate.scores.movement import CameraMotion, Flow, Motion, label_of_clip, label_of_pair
 from components.pictures import StillPicture
 from components.stacks import PictureStack, stack_of
 
@@ -198,9 +198,14 @@ def test_the_label_of_a_clip() -> None:
 
 
 def test_a_pair_is_judged_in_pixels_of_the_whole_picture() -> None:
-    flow = np.full((36, 64, 2), (0.1, 0.0))
-    assert label_of_pair(flow, (36, 64)) == "static"
-    assert label_of_pair(flow, (720, 1280)) == "pan left"
+    size = (720, 1280)
+    assert label_of_pair(np.full((36, 64, 2), (0.9, 0.0)), size) == "static"
+    assert label_of_pair(np.full((36, 64, 2), (2.0, 0.0)), size) == "pan left"
+    drifting = np.stack([cv2.resize(frame, size[::-1]) for frame in drifting_texture(1, 16, 144, 256)])
+    found = CameraMotion()
+    for look in looks(drifting[::15]):
+        found.add(look, 15 * look.number)
+    assert found.summary(0, 2, None)["camera_motion"] == "pan left"
 
 
 def test_frozen_frames() -> None:

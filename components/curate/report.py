@@ -32,8 +32,8 @@ BINS = 40
 PLOT_WIDTH, PLOT_HEIGHT = 400, 110
 SEARCH_FRAMES = 48
 """Examples come from early in their files, because a file is decoded from its beginning."""
-EXAMPLE_PLACE = 12
-"""So many frames after the beginning of its clip an example lies at most: a cut or a fade is over by then."""
+EXAMPLE_PLACE = 6
+"""So many frames after the beginning of its clip an example lies at most."""
 _SCORES = (
     "motion", "flow", "sharpness", "brightness", "contrast", "black_share", "frozen_share", "letterbox_share",
     "text_share", "aesthetic", "text_match", "num_frames",

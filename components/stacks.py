@@ -16,10 +16,11 @@ from av.video.frame import VideoFrame
 from components.media import Frames
 from components.pictures import Orientation, Picture, PlanarConverter, PlanarPicture, Plane, plane_view
 
-MAX_FRAMES = 16
-"""Of a hundred pixels: a stack and what is computed from it stay in the processor's cache."""
+MAX_FRAMES = 32
 MAX_BYTES = 4 << 20
-"""Of the whole frames that one stack holds: a decoder is faster when it gets back the memory that it wrote last."""
+"""Of one stack: its whole frames, which a decoder is glad to get back, and the small ones in several forms, which
+better stay in the processor's cache."""
+SMALL_FORMS = 4
 
 Size = tuple[int, int]
 
@@ -92,7 +93,8 @@ class _Room:
         self._orientation = like.orientation
         self._height, self._width = size[::-1] if like.orientation.transpose else size
         whole_bytes = like.frame.width * like.frame.height * 3 // 2
-        self.num_frames = min(MAX_FRAMES, max(1, MAX_BYTES // whole_bytes))
+        small_bytes = self._width * self._height * 3
+        self.num_frames = max(1, min(MAX_FRAMES, MAX_BYTES // (whole_bytes + SMALL_FORMS * small_bytes)))
         self._tall = VideoFrame(self._width, 2 * self._slot_pairs * self.num_frames, like.frame.format.name)
         self._tall.color_range = like.frame.color_range
         luma, *chroma = (plane_view(plane) for plane in self._tall.planes)

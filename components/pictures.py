@@ -40,7 +40,7 @@ class Orientation:
 
     def apply(self, frame: Frames) -> Frames:
         """Turns one frame (H, W, 3) upright."""
-        return self.apply_to_all(frame[None])[0]
+        return np.asarray(self.apply_to_all(frame[None])[0], np.uint8)
 
     def apply_to_all(self, frames: Frames) -> Frames:
         """Turns frames (N, H, W, 3) upright; the result is contiguous."""

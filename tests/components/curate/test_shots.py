@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scenedetect import AdaptiveDetector, ContentDetector, detect
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, detect
 from scenedetect.detector import SceneDetector
 
 from components.config import ShotConfig
@@ -73,6 +73,21 @@ def test_the_cuts_are_those_of_the_library(
     library = [(start.frame_num, end.frame_num) for start, end in scenes]
     assert len(library) > 2
     assert detected(config, path, fps) == library
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 400])
+def test_the_cuts_are_those_of_the_library_however_frames_come(length: int) -> None:
+    levels = np.cumsum(np.random.default_rng(5).choice([0, 1, 4, 60, 110], 400, p=[0.3, 0.3, 0.2, 0.1, 0.1])) % 256
+    frames = np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (400, 8, 8, 3)).copy()
+    library, ours = AdaptiveDetector(min_scene_len=5), ShotDetector(ShotConfig(min_shot_frames=5), 24)
+    expected = [
+        (number, [cut.frame_num for cut in cuts])
+        for number, frame in enumerate(frames)
+        if (cuts := library.process_frame(FrameTimecode(number, fps=24.0), frame))
+    ]
+    assert len(expected) > 5
+    parts = [frames[start : start + length] for start in range(0, 400, length)]
+    assert [found for part in parts for found in ours.add(part, lambda place: frames[place])] == expected
 
 
 @pytest.fixture(scope="module")

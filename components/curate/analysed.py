@@ -37,7 +37,7 @@ DECIDED = {"seed", "rules", "captions", "eval_share", "max_failed_share", "worke
 """Settings that change no measure."""
 ANALYSIS_SOURCES = (
     "components/video.py", "components/media.py", "components/pictures.py", "components/stacks.py",
-    "components/curate/**/*.py",
+    "components/optical_flow.py", "components/curate/**/*.py",
 )  # fmt: skip
 NOT_ANALYSIS = {
     "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "connected", "duplicates", "ledger",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import re
 import warnings
+from functools import lru_cache
 from urllib.parse import unquote_plus
 
 import ftfy
@@ -105,8 +106,12 @@ def clean_caption(text: str) -> str:
     Of a longer text only the first `MAX_CHARACTERS` are read: a network hears a few hundred tokens, and some of the
     patterns take quadratic time.
     """
-    encodable = text[:MAX_CHARACTERS].encode(errors="replace").decode()
-    return _clean_once(_clean_once(encodable))
+    return _clean(text[:MAX_CHARACTERS].encode(errors="replace").decode())
+
+
+@lru_cache(maxsize=256)  # the shots of a file often share their caption
+def _clean(text: str) -> str:
+    return _clean_once(_clean_once(text))
 
 
 def without_prefix(text: str) -> str:
@@ -146,6 +151,8 @@ def _apply(rules: Rules, text: str) -> str:
 
 
 def _without_tags(text: str) -> str:
+    if "<" not in text and "&" not in text:  # nothing that a parser would touch
+        return text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UnusualUsageWarning)  # a caption may look like a file name
         try:

@@ -16,6 +16,7 @@ Frames = NDArray[np.uint8]
 UnreadableReason = Literal["missing_file", "empty_file", "not_media", "no_video_stream", "no_decoder", "decode_error"]
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF")
+MP4_START, MATROSKA_START = b"ftyp", b"\x1a\x45\xdf\xa3"
 
 
 class UnreadableMedia(KinoflowError):  # noqa: N818  # the file's state, by the name its ledger slug has
@@ -69,6 +70,10 @@ def open_still(path: Path) -> Image.Image | None:
         raise UnreadableMedia("missing_file", "there is no such file", path)
     if path.stat().st_size == 0:
         raise UnreadableMedia("empty_file", "the file is empty", path)
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[4:] == MP4_START or start[:4] == MATROSKA_START:  # or every format would be tried on every video
+        return None
     try:
         return Image.open(path, formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:

@@ -12,6 +12,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
@@ -39,13 +40,17 @@ class Orientation:
 
     def apply(self, frame: Frames) -> Frames:
         """Turns one frame (H, W, 3) upright."""
+        return np.asarray(self.apply_to_all(frame[None])[0], np.uint8)
+
+    def apply_to_all(self, frames: Frames) -> Frames:
+        """Turns frames (N, H, W, 3) upright; the result is contiguous."""
         if self.transpose:
-            frame = frame.transpose(1, 0, 2)
+            frames = frames.transpose(0, 2, 1, 3)
         if self.flip_x:
-            frame = frame[:, ::-1]
+            frames = frames[:, :, ::-1]
         if self.flip_y:
-            frame = frame[::-1]
-        return np.ascontiguousarray(frame)
+            frames = frames[:, ::-1]
+        return np.ascontiguousarray(frames)
 
 
 UPRIGHT = Orientation()
@@ -112,12 +117,14 @@ class PlanarConverter:
         self._to_planar, self._to_bgr = VideoReformatter(), VideoReformatter()
         self._small: dict[tuple[int, int, str], tuple[VideoFrame, list[Plane]]] = {}
 
-    def picture(self, frame: VideoFrame, orientation: Orientation) -> Picture:
+    def picture(self, frame: VideoFrame, orientation: Orientation) -> PlanarPicture:
         """The picture of one frame; it borrows the frame's memory."""
-        planar = frame
-        if frame.format.name not in PLANAR_FORMATS or any(plane.line_size < plane.width for plane in frame.planes):
-            planar = self._to_planar.reformat(frame, format="yuv420p", threads=1)
-        return _PlanarPicture(planar, orientation, self)
+        if frame.format.name in PLANAR_FORMATS:
+            planes = frame.planes
+            if planes[0].line_size >= frame.width:
+                return PlanarPicture(frame, [plane_view(plane) for plane in planes], orientation, self)
+        frame = self._to_planar.reformat(frame, format="yuv420p", threads=1)
+        return PlanarPicture(frame, [plane_view(plane) for plane in frame.planes], orientation, self)
 
     def resized(self, planes: list[Plane], like: VideoFrame) -> Frames:
         """(H, W, 3) BGR of planes that were resized, of a frame like this one."""
@@ -125,7 +132,7 @@ class PlanarConverter:
         key = (height, width, like.format.name)
         if key not in self._small:
             frame = VideoFrame(width, height, like.format.name)
-            self._small[key] = frame, [_array(frame, index) for index in range(3)]
+            self._small[key] = frame, [plane_view(plane) for plane in frame.planes]
         frame, room = self._small[key]
         for target, plane in zip(room, planes, strict=True):
             target[:] = plane
@@ -139,51 +146,67 @@ class PlanarConverter:
         return np.ascontiguousarray(rows[:, : 3 * frame.width]).reshape(frame.height, frame.width, 3)
 
 
-class _PlanarPicture:
-    def __init__(self, frame: VideoFrame, orientation: Orientation, converter: PlanarConverter) -> None:
-        self._frame = frame
-        self._orientation = orientation
+class PlanarPicture:
+    """A frame of a video.
+
+    Attributes:
+        frame: as it was decoded, or its conversion to planes.
+        planes: luma and chroma, (H, W) uint8 each.
+        orientation: how it must be turned.
+    """
+
+    __slots__ = ("_converter", "frame", "orientation", "planes")
+
+    def __init__(
+        self, frame: VideoFrame, planes: list[Plane], orientation: Orientation, converter: PlanarConverter
+    ) -> None:
+        self.frame = frame
+        self.planes = planes
+        self.orientation = orientation
         self._converter = converter
 
     @property
     def size(self) -> tuple[int, int]:
-        return self._as_stored((self._frame.height, self._frame.width))
+        """(height, width) of the whole picture."""
+        return self._as_stored((self.frame.height, self.frame.width))
 
     def bgr(self, size: tuple[int, int], *, smooth: bool = False) -> Frames:
+        """See `Picture`."""
         height, width = self._as_stored(size)
         chroma = ((height + 1) // 2, (width + 1) // 2)
         planes = [
-            _resized(_array(self._frame, index), part, smooth=smooth)
-            for index, part in enumerate(((height, width), chroma, chroma))
+            _resized(plane, part, smooth=smooth)
+            for plane, part in zip(self.planes, ((height, width), chroma, chroma), strict=True)
         ]
-        return self._upright(self._converter.resized(planes, self._frame))
+        return self._upright(self._converter.resized(planes, self.frame))
 
     def bgr_exactly(self, size: tuple[int, int]) -> Frames:
-        whole = self._converter.converted(self._frame)
+        """See `Picture`."""
+        whole = self._converter.converted(self.frame)
         return self._upright(_resized(whole, self._as_stored(size), smooth=False))
 
     def luma(self, size: tuple[int, int]) -> Plane:
-        luma = _resized(_array(self._frame, 0), self._as_stored(size), smooth=True)
-        full_range = self._frame.format.name == "yuvj420p" or int(self._frame.color_range) == FULL_RANGE
+        """See `Picture`."""
+        luma = _resized(self.planes[0], self._as_stored(size), smooth=True)
+        full_range = self.frame.format.name == "yuvj420p" or int(self.frame.color_range) == FULL_RANGE
         # A plane at its own size is a view with gaps between its rows, which some of OpenCV refuses.
         luma = np.ascontiguousarray(luma) if full_range else np.asarray(cv2.LUT(luma, FROM_LIMITED), np.uint8)
-        return luma if self._orientation == UPRIGHT else self._orientation.apply(luma[..., None])[..., 0]
+        return luma if self.orientation == UPRIGHT else self.orientation.apply(luma[..., None])[..., 0]
 
     def _upright(self, bgr: Frames) -> Frames:
-        return bgr if self._orientation == UPRIGHT else self._orientation.apply(bgr)
+        return bgr if self.orientation == UPRIGHT else self.orientation.apply(bgr)
 
     def _as_stored(self, size: tuple[int, int]) -> tuple[int, int]:
-        return size[::-1] if self._orientation.transpose else size
+        return size[::-1] if self.orientation.transpose else size
 
 
 FULL_RANGE = 2
 FROM_LIMITED = np.clip(np.round((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
 
 
-def _array(frame: VideoFrame, index: int) -> Plane:
-    plane = frame.planes[index]
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # type: ignore[call-overload]
-    return np.asarray(rows[: plane.height, : plane.width])
+def plane_view(plane: VideoPlane) -> Plane:
+    """(H, W) uint8 of one plane, in its own memory."""
+    return np.ndarray((plane.height, plane.width), np.uint8, plane, strides=(plane.line_size, 1))  # type: ignore[arg-type]
 
 
 def _resized(plane: Plane, size: tuple[int, int], *, smooth: bool) -> Plane:

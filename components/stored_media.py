@@ -39,18 +39,23 @@ def local_object(
         DamagedObject: its bytes are not those.
     """
     uri = store.join(objects, store.safe_key(key))
-    with tempfile.TemporaryDirectory(prefix="kinoflow-", dir=scratch) as folder:
-        path = Path(uri)
-        if store.is_s3(uri):
+    if store.is_s3(uri):
+        with tempfile.TemporaryDirectory(prefix="kinoflow-", dir=scratch) as folder:
             path = Path(folder) / PurePosixPath(key).name
-            found = store.download(uri, path).sha256
-        elif path.is_file():
-            found = manifest.sha256_file(path) if content_sha256 else ""
-        else:
-            raise store.ObjectMissing(f"There is no object {uri}.")
-        if content_sha256 and found != content_sha256:
-            raise DamagedObject(f"The object {key} no longer has the bytes that were ingested.")
-        yield path
+            _check_bytes(key, store.download(uri, path).sha256, content_sha256)
+            yield path
+        return
+    path = Path(uri)
+    if not path.is_file():
+        raise store.ObjectMissing(f"There is no object {uri}.")
+    if content_sha256:
+        _check_bytes(key, manifest.sha256_file(path), content_sha256)
+    yield path
+
+
+def _check_bytes(key: str, found: str, ingested: str | None) -> None:
+    if ingested and found != ingested:
+        raise DamagedObject(f"The object {key} no longer has the bytes that were ingested.")
 
 
 def fitted(height: int, width: int, *, short_side: int | None = None, long_side: int | None = None) -> tuple[int, int]:

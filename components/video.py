@@ -32,7 +32,8 @@ from components.media import (
     still_frame,
     write_image,
 )
-from components.pictures import Orientation, Picture, PlanarConverter, StillPicture
+from components.pictures import Orientation, StillPicture
+from components.stacks import PictureStack, Stacker, stack_of
 from model.geometry import resize_crop_geometry
 
 __all__ = [
@@ -40,8 +41,8 @@ __all__ = [
     "UnreadableMedia",
     "VideoInfo",
     "decode_frames",
-    "decode_pictures",
     "decode_spans",
+    "decode_stacks",
     "pick_frames",
     "probe",
     "read_frames",
@@ -132,25 +133,37 @@ def decode_spans(
             raise UnreadableMedia("decode_error", f"ends after {number + 1} frames, {end} were wanted", path)
 
 
-def decode_pictures(path: Path | str) -> Iterator[Picture]:
-    """Decodes every frame once, in order, by one thread; converts nothing before it is asked for.
+def decode_stacks(path: Path | str, size_of: Callable[[tuple[int, int]], tuple[int, int]]) -> Iterator[PictureStack]:
+    """Decodes every frame once, in order, by one thread; at full size nothing is converted before it is asked for.
 
     Of a damaged file several threads would now give more frames and now fewer.
+
+    Args:
+        path: video or still image.
+        size_of: from (height, width) of the first picture to that of the small ones in the stacks.
 
     Yields:
         upright pictures; holding one holds the memory of the whole frame.
 
     Raises:
-        UnreadableMedia: as `decode_frames`.
+        UnreadableMedia: as `decode_frames`, after all frames before the damage were given.
     """
     still = open_still(path := Path(path))
     if still is not None:
-        yield StillPicture(still_frame(still, path))
+        picture = StillPicture(still_frame(still, path))
+        yield stack_of([picture], size_of(picture.size))
         return
     with _open_video(path, ThreadType.NONE) as (container, stream):
-        converter = PlanarConverter()
-        for frame in _decode(container, stream, path):
-            yield converter.picture(frame, _orientation(frame))
+        stacker, orientation = Stacker(size_of), Orientation()
+        try:
+            for number, frame in enumerate(_decode(container, stream, path)):
+                if number == 0 or frame.key_frame:
+                    orientation = _orientation(frame)
+                yield from stacker.add(frame, orientation)
+        except UnreadableMedia:
+            yield from stacker.finish()
+            raise
+        yield from stacker.finish()
 
 
 def read_frames(path: Path | str, indices: Sequence[int], size: tuple[int, int] | None = None) -> Frames:

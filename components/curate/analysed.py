@@ -35,7 +35,10 @@ SEGMENT_BYTES = 64 << 20
 """Segments are put together up to this size when a part is done."""
 DECIDED = {"seed", "rules", "captions", "eval_share", "max_failed_share", "workers"}
 """Settings that change no measure."""
-ANALYSIS_SOURCES = ("components/video.py", "components/media.py", "components/pictures.py", "components/curate/**/*.py")
+ANALYSIS_SOURCES = (
+    "components/video.py", "components/media.py", "components/pictures.py", "components/stacks.py",
+    "components/optical_flow.py", "components/curate/**/*.py",
+)  # fmt: skip
 NOT_ANALYSIS = {
     "__main__", "analysed", "caption_endpoint", "caption_model", "captioning", "connected", "duplicates", "ledger",
     "margin", "merge", "parts", "report", "rules", "semantic", "split", "whatif", "workers",

@@ -13,7 +13,7 @@ from components.config import CaptionConfig, CurateConfig
 from components.curate.clips import ClipMeasurer, MeasuredClip
 from components.media import UnreadableMedia
 from components.stored_media import DamagedObject, local_object
-from components.video import decode_pictures
+from components.video import decode_stacks
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ def analyse(task: Task) -> list[Row]:
     try:
         video = task.video
         with local_object(task.objects, str(video["object_key"]), str(video["content_sha256"])) as path:
-            for picture in decode_pictures(path):
-                clips += measurer.add(picture)
+            for stack in decode_stacks(path, measurer.size_of):
+                clips += measurer.add(stack)
     except UnreadableMedia as error:
         if measurer.num_frames == 0:
             return [rejected_row(task.video, error.reason, f"{error.detail[:1].upper()}{error.detail[1:]}.")]

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from components.config import CurateConfig
-from components.curate.scores import Look, make_scorers, sizes_of
-from components.curate.scores.base import Columns, Scorer
+from components.curate.scores import EveryFrame, Look, Scorer, Sizes, make_scorers, sizes_of
+from components.curate.scores.base import Columns
 from components.curate.shots import ShotDetector
-from components.pictures import Picture
+from components.stacks import PictureStack
 
 
 @dataclass(frozen=True)
@@ -42,52 +42,77 @@ class ClipMeasurer:
         self._detector = ShotDetector(config.shots, fps)
         self._longest = max(1, math.floor(config.shots.max_shot_s * fps))
         self._scorers: list[Scorer] = make_scorers(config.clip, config.text_detector)
+        self._every_frame = [scorer for scorer in self._scorers if isinstance(scorer, EveryFrame)]
+        self._sampled = [scorer for scorer in self._scorers if not isinstance(scorer, EveryFrame)]
+        self._sizes: Sizes | None = None
         self._waiting: deque[Look] = deque()
         self._cuts: deque[int] = deque()
-        self._start = self._counted_from = 0
+        self._start = self._counted_from = self._measured = 0
         self._last: Look | None = None
         self.num_frames = 0
 
-    def add(self, picture: Picture) -> Iterator[MeasuredClip]:
-        """Take the next picture; all are brought to the sizes of the first."""
-        if self.num_frames == 0:
-            self._sizes = sizes_of(*picture.size, self._long_side_px)
-        look = Look(self.num_frames, picture, self._sizes)
-        self.num_frames += 1
-        self._waiting.append(look)
-        yield from self._cut_at(self._detector.add(look.bgr, look.bgr_exactly))
-        while len(self._waiting) > self._detector.look_ahead_frames:
-            yield from self._measure(self._waiting.popleft())
+    def size_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) at which every frame is looked at, of a file whose first picture is so large.
+
+        All pictures are brought to the sizes of the first.
+        """
+        self._sizes = sizes_of(*size, self._long_side_px)
+        return self._sizes.detection
+
+    def add(self, stack: PictureStack) -> Iterator[MeasuredClip]:
+        """Take the next pictures, as small as `size_of` said."""
+        assert self._sizes is not None, "the size comes from the first picture"
+        assert stack.first == self.num_frames, "every frame comes once and in order"
+        looks = [
+            Look(number, picture, self._sizes, bgr)
+            for number, (picture, bgr) in enumerate(zip(stack.pictures, stack.bgr, strict=True), stack.first)
+        ]
+        self._waiting.extend(looks)
+        self.num_frames += len(stack)
+        for scorer in self._every_frame:
+            scorer.add_stack(stack)
+        behind = self._detector.look_ahead_frames
+        for known_with, cuts in self._detector.add(stack.bgr, lambda place: looks[place].bgr_exactly()):
+            yield from self._measure(known_with - behind)
+            yield from self._cut_at(cuts)
+        yield from self._measure(self.num_frames - behind)
 
     def finish(self) -> Iterator[MeasuredClip]:
         """After the last picture: the clips that were not complete before."""
         yield from self._cut_at(self._detector.finish())
-        while self._waiting:
-            yield from self._measure(self._waiting.popleft())
+        yield from self._measure(self.num_frames)
         if self.num_frames > self._start:
             yield self._close(self.num_frames)
 
     def _cut_at(self, cuts: list[int]) -> Iterator[MeasuredClip]:
         """Cuts ahead of what is measured wait for their frame; those that come too late for it are made at once."""
-        measured = self._last.number + 1 if self._last is not None else 0
         for cut in cuts:
-            if cut >= measured:
+            if cut >= self._measured:
                 self._cuts = deque(sorted({*self._cuts, cut}))
             elif cut > self._start:
                 yield self._close(cut)
-                self._counted_from = measured
+                self._counted_from = self._measured
 
-    def _measure(self, look: Look) -> Iterator[MeasuredClip]:
-        at_cut = bool(self._cuts) and self._cuts[0] == look.number
-        if at_cut:
-            self._cuts.popleft()
-        if look.number > self._start and (at_cut or look.number - self._start >= self._longest):
-            yield self._close(look.number)
+    def _measure(self, end: int) -> Iterator[MeasuredClip]:
+        """Measure what waits of the frames before this number."""
+        while self._measured < end:
+            number = self._measured
+            at_cut = bool(self._cuts) and self._cuts[0] == number
+            if at_cut:
+                self._cuts.popleft()
+            if number > self._start and (at_cut or number - self._start >= self._longest):
+                yield self._close(number)
+            stretch = min(end, self._start + self._longest, self._cuts[0] if self._cuts else end)
+            while self._measured < stretch:
+                self._measure_next()
+
+    def _measure_next(self) -> None:
+        look = self._last = self._waiting.popleft()
         place = look.number - self._counted_from
-        for scorer in self._scorers:
+        for scorer in self._sampled:
             if scorer.wants(place):
                 scorer.add(look, place)
-        self._last = look
+        self._measured += 1
 
     def _close(self, end: int) -> MeasuredClip:
         last = self._last if self._last is not None and self._last.number == end - 1 else None

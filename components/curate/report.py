@@ -30,8 +30,10 @@ MAX_ORIGINS = 100
 THUMBNAIL_PX = 160
 BINS = 40
 PLOT_WIDTH, PLOT_HEIGHT = 400, 110
-SEARCH_FRAMES = 256
+SEARCH_FRAMES = 48
 """Examples come from early in their files, because a file is decoded from its beginning."""
+EXAMPLE_PLACE = 6
+"""So many frames after the beginning of its clip an example lies at most."""
 _SCORES = (
     "motion", "flow", "sharpness", "brightness", "contrast", "black_share", "frozen_share", "letterbox_share",
     "text_share", "aesthetic", "text_match", "num_frames",
@@ -164,7 +166,8 @@ def _pictures(clips: pl.DataFrame, objects: str) -> list[tuple[str, str]]:
     pictures = []
     for row in chosen.drop("_late").iter_rows(named=True):
         try:
-            frames = clip_frames(row, objects, THUMBNAIL_PX, shares=(0.5,))
+            share = min(0.5, EXAMPLE_PLACE / row["num_frames"])
+            frames = clip_frames(row, objects, THUMBNAIL_PX, shares=(share,))
         except Exception:  # a picture is never worth the table
             logger.warning("no picture of clip %s", row["clip_id"], exc_info=True)
             continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -61,34 +62,40 @@ class ShotDetector:
         """So many frames after a cut it is known, but for fades and for cuts that the content detector merges."""
         return min(int(self._changes.event_buffer_length), MAX_LOOK_AHEAD_FRAMES)
 
-    def add(self, bgr: Frames, exactly: Callable[[], Frames]) -> list[int]:
-        """Take the next frame; gives the first frames of shots that are known from now on.
-
-        They are in order within one answer, and lie at or before this frame.
+    def add(self, bgr: Frames, exactly: Callable[[int], Frames]) -> list[tuple[int, list[int]]]:
+        """Take the next frames; gives the first frames of shots that are known from one of these on.
 
         Args:
-            bgr: (H, W, 3) at `detection_size`.
-            exactly: gives the same as OpenCV makes it, asked for where a fade hangs on a rounding.
+            bgr: (N, H, W, 3) at `detection_size`, contiguous.
+            exactly: gives the frame at a place of `bgr` as OpenCV makes it, asked for where a fade hangs on a rounding.
+
+        Returns:
+            (the frame with which they are known, the cuts that lie at or before it), both in order.
         """
-        position = FrameTimecode(self.num_frames, fps=self._fps)
-        self.num_frames += 1
-        found = self._changes.process_frame(position, self._score(bgr))
+        start, self.num_frames = self.num_frames, self.num_frames + len(bgr)
+        found = self._changes.add(start, self._score(bgr), self._timecode_of)
         if self._fades is not None:
-            level = _mean(bgr)
-            if abs(level - self._fade_threshold) < ROUNDING_LEVELS:
-                level = _mean(exactly())
-            found = found + self._fades.process_frame(position, np.float64(level))
-        return self._numbers(found)
+            for place, frame in enumerate(bgr):
+                level = _mean(frame)
+                if abs(level - self._fade_threshold) < ROUNDING_LEVELS:
+                    level = _mean(exactly(place))
+                number = start + place
+                cuts = self._fades.process_frame(self._timecode_of(number), np.float64(level))
+                found.setdefault(number, []).extend(cuts)
+        return [(number, self._numbers(found[number])) for number in sorted(found) if found[number]]
 
     def finish(self) -> list[int]:
         """After the last frame: the first frames of shots that only the end decides."""
         if self.num_frames == 0:
             return []
-        end = FrameTimecode(self.num_frames - 1, fps=self._fps)
-        found = self._changes.post_process(end)
+        end = self._timecode_of(self.num_frames - 1)
+        found = self._changes.finish(end)
         if self._fades is not None:
             found = found + self._fades.post_process(end)
         return self._numbers(found)
+
+    def _timecode_of(self, number: int) -> FrameTimecode:
+        return FrameTimecode(number, fps=self._fps)
 
     def _timecode(self, seconds: float) -> FrameTimecode:
         return FrameTimecode(f"{seconds}s", fps=self._fps)
@@ -106,35 +113,89 @@ class _ContentScore:
     def __init__(self) -> None:
         self._last: NDArray[np.uint8] | None = None
 
-    def __call__(self, bgr: Frames) -> float:
-        hsv = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2HSV), np.uint8)
-        last, self._last = self._last, hsv
-        if last is None:
-            return 0.0
-        pixels = float(hsv.shape[0] * hsv.shape[1])
-        hue, saturation, value = (total / pixels for total in cv2.sumElems(cv2.absdiff(hsv, last))[:3])
-        return (hue + saturation + value) / 3.0
+    def __call__(self, bgr: Frames) -> list[float]:
+        """Scores of consecutive frames (N, H, W, 3)."""
+        count, height, width = bgr.shape[:3]
+        # One tall picture: neither step looks at more than one pixel.
+        hsv = np.empty(((count + 1) * height, width, 3), np.uint8)
+        cv2.cvtColor(bgr.reshape(-1, width, 3), cv2.COLOR_BGR2HSV, dst=hsv[height:])
+        hsv[:height] = hsv[height : 2 * height] if self._last is None else self._last
+        self._last = hsv[-height:].copy()
+        steps = cv2.absdiff(hsv[height:], hsv[:-height])
+        pixels = float(height * width)
+        scores = []
+        for top in range(0, count * height, height):
+            hue, saturation, value = (total / pixels for total in cv2.sumElems(steps[top : top + height])[:3])
+            scores.append((hue + saturation + value) / 3.0)
+        return scores
 
 
 def _mean(bgr: Frames) -> float:
     return float(sum(cv2.sumElems(bgr)[:3]) / bgr.size)
 
 
+Found = dict[int, list[FrameTimecode]]
+"""Cuts by the number of the frame with which they are known."""
+
+
+class _Changes(Protocol):
+    @property
+    def event_buffer_length(self) -> int: ...
+
+    def add(self, start: int, scores: list[float], timecode_of: Callable[[int], FrameTimecode]) -> Found: ...
+
+    def finish(self, end: FrameTimecode) -> list[FrameTimecode]: ...
+
+
 class _AdaptiveOnScores(AdaptiveDetector):  # type: ignore[misc, unused-ignore]
-    """The detector, given the score in place of a frame."""
+    """The detector, given scores in place of frames.
+
+    A frame that changes too little to be a cut is none whatever its neighbours do. So the detector is asked only about
+    the others, each with its neighbours.
+    """
+
+    _recent: list[float]
+
+    def add(self, start: int, scores: list[float], timecode_of: Callable[[int], FrameTimecode]) -> Found:
+        width = self.window_width
+        self._recent = [*self._recent, *scores] if start else scores
+        first = start + len(scores) - len(self._recent)
+        if self._last_cut is None:
+            self.process_frame(timecode_of(0), scores[0])
+        found: Found = {}
+        for place in range(width, len(self._recent) - width):
+            if self._recent[place] >= self.min_content_val:
+                window = self._recent[place - width : place + width + 1]
+                asked = timecode_of(first + place)  # of the others the detector reads only the scores
+                self._buffer = [(asked, score) for score in window[:-1]]
+                if cuts := self.process_frame(asked, window[-1]):
+                    found[first + place + width] = cuts
+        self._recent = self._recent[-2 * width :]
+        return found
+
+    def finish(self, end: FrameTimecode) -> list[FrameTimecode]:
+        return list(self.post_process(end))
 
     def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: float) -> float:
         return frame_img
 
 
 class _ContentOnScores(ContentDetector):  # type: ignore[misc, unused-ignore]
-    """The detector, given the score in place of a frame."""
+    """The detector, given scores in place of frames."""
+
+    def add(self, start: int, scores: list[float], timecode_of: Callable[[int], FrameTimecode]) -> Found:
+        numbers = range(start, start + len(scores))
+        found = zip(numbers, scores, strict=True)
+        return {number: self.process_frame(timecode_of(number), score) for number, score in found}
+
+    def finish(self, end: FrameTimecode) -> list[FrameTimecode]:
+        return list(self.post_process(end))
 
     def _calculate_frame_score(self, timecode: FrameTimecode, frame_img: float) -> float:
         return frame_img
 
 
-def _changes(config: ShotConfig, shortest_frames: int) -> SceneDetector:
+def _changes(config: ShotConfig, shortest_frames: int) -> _Changes:
     if config.detector == "adaptive":
         return _AdaptiveOnScores(
             adaptive_threshold=config.threshold, min_scene_len=shortest_frames, min_content_val=config.min_content

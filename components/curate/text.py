@@ -62,13 +62,14 @@ def text_lines(grey: NDArray[np.uint8]) -> list[tuple[int, int, int, int]]:
     for operation in (cv2.MORPH_TOPHAT, cv2.MORPH_BLACKHAT):
         relief = cv2.morphologyEx(grey, operation, kernel)
         for contrast in STROKE_CONTRASTS:
-            boxes += _lines_of((relief >= contrast).astype(np.uint8), kernel_px, short_px)
+            strokes = np.asarray(cv2.threshold(relief, contrast - 1, 1, cv2.THRESH_BINARY)[1], np.uint8)
+            if cv2.countNonZero(strokes) < MIN_STROKE_PIXELS:
+                break  # higher contrasts have fewer still
+            boxes += _lines_of(strokes, kernel_px, short_px)
     return boxes
 
 
 def _lines_of(strokes: NDArray[np.uint8], kernel_px: int, short_px: int) -> Iterator[tuple[int, int, int, int]]:
-    if cv2.countNonZero(strokes) < MIN_STROKE_PIXELS:
-        return
     joined = cv2.morphologyEx(strokes, cv2.MORPH_CLOSE, np.ones((1, 2 * kernel_px + 1), np.uint8))
     count, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8, ltype=cv2.CV_16U)
     lowest, highest = (share * short_px for share in LINE_HEIGHT_SHARE)

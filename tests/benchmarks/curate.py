@@ -17,11 +17,12 @@ from scenedetect import AdaptiveDetector, VideoOpenFailure, detect
 from components import layout, tables
 from components.config import CaptionConfig, CurateConfig, IngestConfig
 from components.curate import TABLE, CurateReport, curate
-from components.curate.scores import SCORERS, Look, Scorer, Sizes, sizes_of
+from components.curate.scores import SCORERS, EveryFrame, Look, Scorer, Sizes, sizes_of
 from components.ingest import ingest
 from components.pictures import StillPicture
 from components.shapes.generate import draw_shot, generate
 from components.shapes.plan import ShapesConfig, plan_files
+from components.stacks import stack_of
 from components.video import UnreadableMedia, decode_frames, write_video
 from tests.benchmarks.measuring import Figure, Settings, by_turns
 
@@ -127,8 +128,11 @@ def score(path: Path, scorer: Scorer) -> None:
     look: Look | None = None
     for number, frame in enumerate(decode_frames(path)):
         sizes = sizes or sizes_of(*frame.shape[:2], CurateConfig().analysis_long_side_px)
-        look = Look(number, StillPicture(frame), sizes)
-        if scorer.wants(number):
+        stack = stack_of([StillPicture(frame)], sizes.detection, number)
+        look = Look(number, stack.pictures[0], sizes, stack.bgr[0])
+        if isinstance(scorer, EveryFrame):
+            scorer.add_stack(stack)
+        elif scorer.wants(number):
             scorer.add(look, number)
     if look is not None:
         scorer.summary(0, look.number + 1, look)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from components.config import ClipModelConfig
-from components.curate.scores.base import Look, ScoreInfo, Scorer, Sizes
+from components.curate.scores.base import EveryFrame, Look, ScoreInfo, Scorer, Sizes
 from components.curate.scores.clip import TEXT_MATCH, ClipFeatures
 from components.curate.scores.fingerprint import Fingerprint
 from components.curate.scores.light import Detail, Letterbox, Light
@@ -16,7 +16,7 @@ from components.curate.scores.text_overlay import TextOverlay
 from components.curate.shots import detection_size
 from components.curate_config import TextDetector
 
-__all__ = ["SCORERS", "SCORES", "Look", "ScoreInfo", "Scorer", "Sizes", "make_scorers", "sizes_of"]
+__all__ = ["SCORERS", "SCORES", "EveryFrame", "Look", "ScoreInfo", "Scorer", "Sizes", "make_scorers", "sizes_of"]
 
 TEXT_SCALE = 1.5
 

@@ -13,13 +13,21 @@ from numpy.typing import NDArray
 
 from components.media import Frames
 from components.pictures import Picture
+from components.stacks import PictureStack
 
 Grey = NDArray[np.uint8]
 Columns = dict[str, object]
 Value = TypeVar("Value")
 
-SAMPLE_STRIDE_FRAMES = 10
-"""Scores that need no more look at every tenth frame of a clip, all at the same ones: a picture is made once."""
+SAMPLE_FIRST_PLACES = (0, 10)
+SAMPLE_STRIDE_FRAMES = 30
+"""Scores that need no more look at two frames at the beginning of a clip and one in thirty, all at the same ones: a
+picture is made once."""
+
+
+def is_sampled(place: int) -> bool:
+    """Whether the frame at this place of a clip is one of them."""
+    return place % SAMPLE_STRIDE_FRAMES == 0 or place in SAMPLE_FIRST_PLACES
 
 
 @dataclass(frozen=True)
@@ -57,15 +65,19 @@ class Sizes:
 class Look:
     """One frame as scores see it. A picture is made when the first score asks for it, and then shared."""
 
-    def __init__(self, number: int, picture: Picture, sizes: Sizes) -> None:
+    def __init__(self, number: int, picture: Picture, sizes: Sizes, bgr: Frames) -> None:
+        """A frame.
+
+        Args:
+            number: in the file.
+            picture: the whole of it.
+            sizes: at which it is looked at.
+            bgr: (H, W, 3), what shots are detected on: made for every frame, bilinear between the nearest pixels.
+        """
         self.number = number
         self.picture = picture
+        self.bgr = bgr
         self._sizes = sizes
-
-    @cached_property
-    def bgr(self) -> Frames:
-        """(H, W, 3), what shots are detected on: made for every frame, bilinear between the nearest pixels."""
-        return self.picture.bgr(self._sizes.detection)
 
     def bgr_exactly(self) -> Frames:
         """The same as OpenCV makes it."""
@@ -74,6 +86,8 @@ class Look:
     @cached_property
     def colours(self) -> Frames:
         """(H, W, 3) BGR at the analysis size, averaged over the pixels that are left out."""
+        if self._sizes.analysis == self._sizes.detection == self.picture.size:
+            return self.bgr
         return self.picture.bgr(self._sizes.analysis, smooth=True)
 
     @cached_property
@@ -119,6 +133,22 @@ class Scorer(ABC):
     @abstractmethod
     def forget(self, before: int) -> None:
         """Drop what was kept of frames before this number: their clips are done."""
+
+
+class EveryFrame(Scorer):
+    """Measures every frame, wherever clips turn out to begin, and many in one call."""
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return False
+
+    def add(self, look: Look, place: int) -> None:
+        """See `Scorer`; never called."""
+        raise AssertionError("every frame comes by add_stack")
+
+    @abstractmethod
+    def add_stack(self, stack: PictureStack) -> None:
+        """Measure the next frames of the file."""
 
 
 class Samples(Generic[Value]):

@@ -7,21 +7,31 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from components.curate.fingerprint import fingerprint, thumbnail
-from components.curate.scores.base import Columns, Look, SampledScorer, ScoreInfo
+from components.curate.fingerprint import fingerprint, thumbnails
+from components.curate.scores.base import Columns, EveryFrame, Look, Samples, ScoreInfo
+from components.stacks import PictureStack
 
 
-class Fingerprint(SampledScorer[NDArray[np.uint8]]):
+class Fingerprint(EveryFrame):
     """Every frame, as a thumbnail."""
 
     columns: ClassVar = (
-        ScoreInfo("phash", "3", "What the clip looks like, eight means of 8 x 8 colours in order (uint8, RGB)."),
+        ScoreInfo("phash", "4", "What the clip looks like, eight means of 8 x 8 colours in order (uint8, RGB)."),
     )
 
-    def add(self, look: Look, place: int) -> None:
-        """See `Scorer`."""
-        self.samples[look.number] = thumbnail(look.bgr)[..., ::-1]
+    def __init__(self) -> None:
+        self._thumbnails: Samples[NDArray[np.uint8]] = Samples()
+
+    def add_stack(self, stack: PictureStack) -> None:
+        """See `EveryFrame`."""
+        for number, small in enumerate(thumbnails(stack.bgr), stack.first):
+            self._thumbnails[number] = small
 
     def summary(self, start: int, end: int, last: Look | None) -> Columns:
         """See `Scorer`."""
-        return {"phash": fingerprint(np.stack(list(self.samples.within(start, end).values())))}
+        bgr = np.stack(list(self._thumbnails.within(start, end).values()))
+        return {"phash": fingerprint(bgr[..., ::-1])}
+
+    def forget(self, before: int) -> None:
+        """See `Scorer`."""
+        self._thumbnails.forget(before)

@@ -9,16 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.curate.scores.base import (
-    SAMPLE_STRIDE_FRAMES,
     Columns,
+    EveryFrame,
     Grey,
     Look,
     SampledScorer,
     Samples,
     ScoreInfo,
     Scorer,
+    is_sampled,
 )
 from components.media import Frames
+from components.stacks import PictureStack
 
 BGR_TO_LUMA = (0.114, 0.587, 0.299)
 BLACK_LUMA = 32
@@ -27,20 +29,21 @@ BLACK_MAX_STD = 10.0
 """A dark frame with one small bright thing in it is not black."""
 BLACK_MAX_MEAN = BLACK_LUMA + (1 - BLACK_AREA_SHARE) * 255
 FROZEN_LEVELS = 3
+FROZEN_FIRST_ROWS = 8
 BAR_LUMA = 24
 BAR_AREA_SHARE = 0.99
 """Of a row or column in a bar: a subtitle or a logo may reach into it a little."""
 
 
-class Light(Scorer):
+class Light(EveryFrame):
     """Every frame, at the size of shot detection."""
 
     columns: ClassVar = (
-        ScoreInfo("brightness", "2", "Luma, mean over pixels and frames.", "level, 0 to 255"),
-        ScoreInfo("black_share", "2", "Share of frames that are black but for a fiftieth of the picture.", "share"),
+        ScoreInfo("brightness", "3", "Luma, mean over pixels and frames.", "level, 0 to 255"),
+        ScoreInfo("black_share", "3", "Share of frames that are black but for a fiftieth of the picture.", "share"),
         ScoreInfo(
             "frozen_share",
-            "1",
+            "2",
             f"Share of the steps from frame to frame in which no pixel changes by more than {FROZEN_LEVELS} levels.",
             "share",
         ),
@@ -52,16 +55,17 @@ class Light(Scorer):
         self._frozen: Samples[bool] = Samples()
         self._last: Frames | None = None
 
-    def add(self, look: Look, place: int) -> None:
-        """See `Scorer`."""
-        bgr = look.bgr
-        blue, green, red = cv2.mean(bgr)[:3]
-        luma = sum(share * level for share, level in zip(BGR_TO_LUMA, (blue, green, red), strict=True))
-        self._brightness[look.number] = luma
-        self._black[look.number] = luma <= BLACK_MAX_MEAN and _is_black(bgr)
-        if self._last is not None:
-            self._frozen[look.number] = cv2.norm(bgr, self._last, cv2.NORM_INF) <= FROZEN_LEVELS
-        self._last = bgr
+    def add_stack(self, stack: PictureStack) -> None:
+        """See `EveryFrame`."""
+        for number, bgr in enumerate(stack.bgr, stack.first):
+            blue, green, red = cv2.mean(bgr)[:3]
+            luma = sum(share * level for share, level in zip(BGR_TO_LUMA, (blue, green, red), strict=True))
+            self._brightness[number] = luma
+            self._black[number] = luma <= BLACK_MAX_MEAN and _is_black(bgr)
+        for number, bgr in enumerate(stack.bgr, stack.first):
+            if self._last is not None:
+                self._frozen[number] = _is_frozen(self._last, bgr)
+            self._last = bgr
 
     def summary(self, start: int, end: int, last: Look | None) -> Columns:
         """See `Scorer`; the step into the first frame belongs to no clip."""
@@ -78,19 +82,22 @@ class Light(Scorer):
 
 
 class Detail(Scorer):
-    """Every tenth frame, at the analysis size."""
+    """Frames 0 and 10 and every thirtieth, at the analysis size."""
 
     columns: ClassVar = (
-        ScoreInfo("sharpness", "2", "Variance of the Laplacian in the sharpest colour channel, mean over frames."),
+        ScoreInfo("sharpness", "3", "Variance of the Laplacian in the sharpest colour channel, mean over frames."),
         ScoreInfo(
             "contrast",
-            "2",
+            "3",
             "Standard deviation in the colour channel of most contrast, mean over frames; luma alone would call a "
             "picture of equally light colours empty.",
             "level, 0 to 128",
         ),
     )
-    stride: ClassVar = SAMPLE_STRIDE_FRAMES
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return is_sampled(place)
 
     def __init__(self) -> None:
         self._sharpness: Samples[float] = Samples()
@@ -113,18 +120,21 @@ class Detail(Scorer):
 
 
 class Letterbox(SampledScorer[tuple[int, int, int, int]]):
-    """Every tenth frame, at the analysis size."""
+    """Frames 0 and 10 and every thirtieth, at the analysis size."""
 
     columns: ClassVar = (
         ScoreInfo(
             "letterbox_share",
-            "1",
+            "2",
             "Share of the picture in black bars along its borders that are there in every frame; frames that are "
             "black all over do not count.",
             "share",
         ),
     )
-    stride: ClassVar = SAMPLE_STRIDE_FRAMES
+
+    def wants(self, place: int) -> bool:
+        """See `Scorer`."""
+        return is_sampled(place)
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,9 +157,17 @@ class Letterbox(SampledScorer[tuple[int, int, int, int]]):
         return {"letterbox_share": 1 - (height - top - bottom) * (width - left - right) / (height * width)}
 
 
+def _is_frozen(before: Frames, after: Frames) -> bool:
+    """Every eighth row nearly always says that something moves."""
+    return all(
+        cv2.norm(before[::step], after[::step], cv2.NORM_INF) <= FROZEN_LEVELS for step in (FROZEN_FIRST_ROWS, 1)
+    )
+
+
 def _is_black(bgr: Frames) -> bool:
-    grey = np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY), np.uint8)
-    return float((grey < BLACK_LUMA).mean()) >= BLACK_AREA_SHARE and _largest_std(bgr) < BLACK_MAX_STD
+    grey = cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)
+    light = cv2.countNonZero(cv2.threshold(grey, BLACK_LUMA - 1, 1, cv2.THRESH_BINARY)[1])
+    return light <= (1 - BLACK_AREA_SHARE) * grey.size and _largest_std(bgr) < BLACK_MAX_STD
 
 
 def _largest_std(channels: NDArray[Any]) -> float:
@@ -160,7 +178,7 @@ def _bars(grey: Grey) -> tuple[int, int, int, int] | None:
     """Pixels of black bars at the top, bottom, left and right; None for a frame that is black all over."""
     light = grey > BAR_LUMA
     borders = (light[0], light[-1], light[:, 0], light[:, -1])
-    if all(border.mean() > 1 - BAR_AREA_SHARE for border in borders):
+    if all(np.count_nonzero(border) > (1 - BAR_AREA_SHARE) * len(border) for border in borders):
         return 0, 0, 0, 0
     rows = _light_lines(light, 1)
     if rows is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,11 +19,13 @@ from components.optical_flow import (
 
 MOTION_STRIDE_FRAMES = 15
 """Steps that begin at 0, 15, 30, ...: as many odd as even ones, as drawn films repeat every other frame."""
+FLOW_STEP_PX = 4
+"""The flow is found on every fourth pixel and filled in between: the others say nothing more."""
 
 FLOW_PLACES = (0, 10, 20, 30)
 FLOW_SIZE = (320, 576)
 
-CAMERA_LONG_SIDE_PX = 64
+CAMERA_LONG_SIDE_PX = 128
 CAMERA_STRIDE_FRAMES = 15
 STATIC_BELOW_PX = 1.0
 ZOOM_OUT_BELOW, ZOOM_IN_ABOVE = 0.4, 0.6
@@ -72,7 +73,7 @@ class Flow(SampledScorer[float]):
     columns: ClassVar = (
         ScoreInfo(
             "flow",
-            "1",
+            "2",
             "As Open-Sora 1.1 defines it, with DIS instead of UniMatch: flow between frames 0, 10, 20 and 30 of the "
             "clip (or its last), mean absolute value over the three pairs, pixels and both components; none for a "
             "single frame.",
@@ -106,7 +107,7 @@ class Flow(SampledScorer[float]):
         return {"flow": float(sum(values) / pairs)}
 
     def _mean(self, before: Grey, after: Grey) -> float:
-        flow = np.abs(self._flow(before, after)).mean(axis=(0, 1), dtype=np.float64)
+        flow = np.abs(_sparse(self._flow(before, after))).mean(axis=(0, 1), dtype=np.float64)
         # The longer side lies along the 576 pixels: Open-Sora 1.1 turns upright pictures first.
         height, width = before.shape
         down, right = FLOW_SIZE if height <= width else FLOW_SIZE[::-1]
@@ -114,13 +115,13 @@ class Flow(SampledScorer[float]):
 
 
 class CameraMotion(SampledScorer[str]):
-    """Every fifteenth frame, at 64 pixels."""
+    """Every fifteenth frame, at 128 pixels."""
 
     columns: ClassVar = (
         ScoreInfo(
             "camera_motion",
-            "1",
-            "What the camera does, by Open-Sora 1.1's rules: flow (Farneback, on a picture at most "
+            "2",
+            "What the camera does, by Open-Sora 1.1's rules: flow (DIS instead of Farneback, on a picture at most "
             f"{CAMERA_LONG_SIDE_PX} px long) between frames {CAMERA_STRIDE_FRAMES} apart is still, zooms or points in "
             "one of four directions, and the clip is what most of its pairs are.",
         ),
@@ -129,14 +130,17 @@ class CameraMotion(SampledScorer[str]):
 
     def __init__(self) -> None:
         super().__init__()
+        self._flow = DenseFlow()
         self._before: Grey | None = None
 
     def add(self, look: Look, place: int) -> None:
         """See `Scorer`."""
         grey = bounded(look.grey, CAMERA_LONG_SIDE_PX, MIN_FLOW_SIDE_PX)
         if place > 0 and self._before is not None:
-            flow = cv2.calcOpticalFlowFarneback(self._before, grey, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
-            self.samples[look.number] = label_of_pair(np.asarray(flow, np.float64), look.picture.size)
+            flow = _sparse(self._flow(self._before, grey)).astype(np.float64)
+            height, width = look.picture.size
+            flow *= (width / grey.shape[1], height / grey.shape[0])
+            self.samples[look.number] = label_of_pair(flow, look.picture.size)
         self._before = grey
 
     def summary(self, start: int, end: int, last: Look | None) -> Columns:
@@ -145,16 +149,21 @@ class CameraMotion(SampledScorer[str]):
         return {"camera_motion": label_of_clip(labels) if end - start > 1 else None}
 
 
+def _sparse(flow: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(H / 4, W / 4, 2) of (H, W, 2): the rest is filled in between anyway."""
+    return flow[FLOW_STEP_PX // 2 :: FLOW_STEP_PX, FLOW_STEP_PX // 2 :: FLOW_STEP_PX]
+
+
 def label_of_pair(flow: NDArray[np.float64], size: tuple[int, int]) -> str:
     """What the camera does between two frames.
 
     Args:
-        flow: (H, W, 2) pixels to the right and down, of a picture resized to H x W.
-        size: (height, width) of the whole picture, in whose pixels the rules are.
+        flow: (H, W, 2) pixels of the whole picture to the right and down, at points that lie evenly over it.
+        size: (height, width) of the whole picture.
     """
     rows, columns = flow.shape[:2]
     height, width = size
-    right, down = flow[..., 0] * width / columns, flow[..., 1] * height / rows
+    right, down = flow[..., 0], flow[..., 1]
     if float(np.median(np.hypot(right, down))) < STATIC_BELOW_PX:
         return "static"
     y = ((np.arange(rows) + 0.5) / rows - 0.5)[:, None] * height

@@ -10,8 +10,8 @@ from components.curate.scores.base import Columns, Grey, Look, SampledScorer, Sc
 from components.curate.text import GRID, text_mask
 
 FIRST_PLACES = (0, 10, 20)
-STRIDE_FRAMES = 40
-"""Text stays for many frames: a few at the beginning are looked at, then one in forty."""
+STRIDE_FRAMES = 60
+"""Text stays for many frames: a few at the beginning are looked at, then one in sixty."""
 MIN_PRESENCE = 0.4
 """Share of the looked-at frames of a clip in which a spot must hold text; moving textures do not."""
 
@@ -22,8 +22,8 @@ class TextOverlay(SampledScorer[Grey]):
     columns: ClassVar = (
         ScoreInfo(
             "text_share",
-            "2",
-            "Share of the picture that holds text in most of the frames looked at: frames 0, 10, 20 and every 40th.",
+            "3",
+            "Share of the picture that holds text in most of the frames looked at: frames 0, 10, 20 and every 60th.",
             "share",
         ),
     )

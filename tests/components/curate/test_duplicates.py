@@ -16,7 +16,7 @@ from components import tables
 from components.config import CurateConfig, IngestConfig
 from components.curate import curate
 from components.curate.duplicates import CROWD, differences, near_duplicate_groups, with_near_duplicate_groups
-from components.curate.fingerprint import fingerprint, parse, thumbnail
+from components.curate.fingerprint import fingerprint, parse, thumbnails
 from components.ingest import ingest
 from components.shapes.generate import generate
 from components.shapes.plan import COPYINGS, ShapesConfig
@@ -32,7 +32,7 @@ def scene(colour: str = "red", shape: str = "circle", motion: str = "left", back
 
 
 def print_of(frames: Pixels) -> bytes:
-    return fingerprint(np.stack([thumbnail(frame) for frame in frames]))
+    return fingerprint(thumbnails(np.ascontiguousarray(frames)))
 
 
 def groups(*clips: Pixels) -> list[int]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from components import tables
 from components.curate.fingerprint import parse
-from components.curate.scores import SCORERS, SCORES, Look, make_scorers, sizes_of
-from components.curate.scores.movement import Flow, Motion, label_of_clip, label_of_pair
+from components.curate.scores import SCORERS, SCORES, EveryFrame, Look, make_scorers, sizes_of
+from components.curate.scores.movement import CameraMotion, Flow, Motion, label_of_clip, label_of_pair
 from components.pictures import StillPicture
+from components.stacks import PictureStack, stack_of
 
 Pixels = NDArray[np.uint8]
 
@@ -26,8 +27,12 @@ def drifting_texture(step_px: int, num_frames: int = 6, height: int = 128, width
 
 
 def looks(frames: Pixels) -> list[Look]:
-    sizes = sizes_of(*frames[0].shape[:2], 256)
-    return [Look(number, StillPicture(frame), sizes) for number, frame in enumerate(frames)]
+    sizes, stack = sizes_of(*frames[0].shape[:2], 256), stacked(frames)
+    return [Look(number, stack.pictures[number], sizes, bgr) for number, bgr in enumerate(stack.bgr)]
+
+
+def stacked(frames: Pixels) -> PictureStack:
+    return stack_of([StillPicture(frame) for frame in frames], sizes_of(*frames[0].shape[:2], 256).detection)
 
 
 def scores(frames: Pixels) -> dict[str, Any]:
@@ -35,6 +40,8 @@ def scores(frames: Pixels) -> dict[str, Any]:
     found: dict[str, Any] = {}
     seen = looks(frames)
     for scorer in make_scorers():
+        if isinstance(scorer, EveryFrame):
+            scorer.add_stack(stacked(frames))
         for place, look in enumerate(seen):
             if scorer.wants(place):
                 scorer.add(look, place)
@@ -191,9 +198,14 @@ def test_the_label_of_a_clip() -> None:
 
 
 def test_a_pair_is_judged_in_pixels_of_the_whole_picture() -> None:
-    flow = np.full((36, 64, 2), (0.1, 0.0))
-    assert label_of_pair(flow, (36, 64)) == "static"
-    assert label_of_pair(flow, (720, 1280)) == "pan left"
+    size = (720, 1280)
+    assert label_of_pair(np.full((36, 64, 2), (0.9, 0.0)), size) == "static"
+    assert label_of_pair(np.full((36, 64, 2), (2.0, 0.0)), size) == "pan left"
+    drifting = np.stack([cv2.resize(frame, size[::-1]) for frame in drifting_texture(1, 16, 144, 256)])
+    found = CameraMotion()
+    for look in looks(drifting[::15]):
+        found.add(look, 15 * look.number)
+    assert found.summary(0, 2, None)["camera_motion"] == "pan left"
 
 
 def test_frozen_frames() -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scenedetect import AdaptiveDetector, ContentDetector, detect
+from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode, detect
 from scenedetect.detector import SceneDetector
 
 from components.config import ShotConfig
 from components.curate.shots import ShotDetector, detection_size
-from components.video import decode_pictures, write_video
+from components.video import decode_stacks, write_video
 
 Pixels = NDArray[np.uint8]
 Shot = tuple[int, int]
@@ -39,9 +39,10 @@ def detected(config: ShotConfig, path: Path, fps: float = 24) -> list[Shot]:
     """First frame and frame after the last of every shot."""
     detector = ShotDetector(config, fps)
     cuts: set[int] = set()
-    for picture in decode_pictures(path):
-        size = detection_size(*picture.size)
-        cuts.update(detector.add(picture.bgr(size), partial(picture.bgr_exactly, size)))
+    for stack in decode_stacks(path, lambda size: detection_size(*size)):
+        size = stack.bgr.shape[1:3]
+        for _, found in detector.add(stack.bgr, lambda place: stack.pictures[place].bgr_exactly(size)):  # noqa: B023
+            cuts.update(found)
     cuts.update(detector.finish())
     return list(pairwise([0, *sorted(cuts), detector.num_frames]))
 
@@ -72,6 +73,21 @@ def test_the_cuts_are_those_of_the_library(
     library = [(start.frame_num, end.frame_num) for start, end in scenes]
     assert len(library) > 2
     assert detected(config, path, fps) == library
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 400])
+def test_the_cuts_are_those_of_the_library_however_frames_come(length: int) -> None:
+    levels = np.cumsum(np.random.default_rng(5).choice([0, 1, 4, 60, 110], 400, p=[0.3, 0.3, 0.2, 0.1, 0.1])) % 256
+    frames = np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (400, 8, 8, 3)).copy()
+    library, ours = AdaptiveDetector(min_scene_len=5), ShotDetector(ShotConfig(min_shot_frames=5), 24)
+    expected = [
+        (number, [cut.frame_num for cut in cuts])
+        for number, frame in enumerate(frames)
+        if (cuts := library.process_frame(FrameTimecode(number, fps=24.0), frame))
+    ]
+    assert len(expected) > 5
+    parts = [frames[start : start + length] for start in range(0, 400, length)]
+    assert [found for part in parts for found in ours.add(part, lambda place: frames[place])] == expected
 
 
 @pytest.fixture(scope="module")

@@ -133,9 +133,10 @@ def _numbers(evaluated: Manifest) -> dict[str, float]:
     """What an evaluation measured, under the names that MLflow has: its manifest holds the report."""
     facts = evaluated.facts
     numbers: dict[str, float] = {}
-    loss = facts.get("held_out_loss")
-    if isinstance(loss, int | float):
-        numbers["held_out_loss"] = float(loss)
+    for name in ("held_out_loss", "held_out_loss_low", "held_out_loss_high"):
+        loss = facts.get(name)
+        if isinstance(loss, int | float):
+            numbers[name] = float(loss)
     for task, row in _mapping(facts.get("scores")).items():
         for metric, score in _mapping(row).items():
             ends = _mapping(score)

@@ -75,6 +75,7 @@ class Summary(Part):
     clips: ClipCounts
     stages: tuple[StageSummary, ...]
     evaluation: dict[str, JsonValue]
+    promotion: str = ""  # what was decided about the champion of the model registry
     mlflow: TrackingSummary
 
 
@@ -99,6 +100,7 @@ def make_summary(
         clips=clips,
         stages=stages,
         evaluation=_read_json(store.join(root, "evaluate", "metrics.json")),
+        promotion=manifest.load(store.join(root, "evaluate")).annotations.get(layout.PROMOTION, ""),
         mlflow=TrackingSummary(
             tracking_uri=tracking_uri,
             experiment=experiment,
@@ -169,6 +171,8 @@ def print_summary(summary: Summary, folder: Path, console: Console) -> None:
             duration(stage.seconds), _number(stage.samples_per_s, 1), stage.checkpoint,
         )  # fmt: skip
     console.print(table)
+    if summary.promotion:
+        say(summary.promotion)
     say(f"done in {duration(summary.seconds)}; look at {folder}/report.html, then at {folder}/")
     say("`kinoflow ui` shows the runs in MLflow, `kinoflow generate` makes videos.")
 

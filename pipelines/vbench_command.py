@@ -57,7 +57,10 @@ def import_(
     run: Annotated[str, typer.Option(help="Name of the run in MLflow.")] = "run",
     experiment: Annotated[str, typer.Option(help="MLflow experiment.")] = "kinoflow",
 ) -> None:
-    """Publish an evaluation's metrics.json with VBench's scores, and send them to its run in MLflow."""
+    """Publish an evaluation's metrics.json with VBench's scores, and send them to its run in MLflow.
+
+    Example: `kinoflow vbench import results_eval_results.json --evaluation s3://…/evaluate --out s3://…/vbench`
+    """
     from components.config import TrackingConfig
     from components.evaluate.vbench_results import import_results
 

@@ -3,7 +3,8 @@
 MLflow has no lock and moves an alias for whoever asks last, but it never changes a parameter: of two that write the
 same parameter of a run the second is refused. So the history of a model's champions is kept as numbered parameters of
 one run. Whoever wants to move the alias first writes the next entry; who is refused looks again and decides anew.
-An alias that was moved by hand in MLflow's own pages is found by the mark that an entry has been carried out.
+An alias that was moved by hand in MLflow's own pages is found by the mark that an entry has been carried out, and by
+nobody being about to move it: a slow one may set it to a champion of before, and corrects that before it says so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 POINTER, DONE = "kinoflow.champions_run", "done"
+MOVING, MOVED = "moving.", "moved."
+MOVE_TIMEOUT_MS = 60_000
+"""Who has not moved the alias by then is taken for dead."""
 MAX_REASON_CHARS = 2000
 HAND_PAUSE_S = 1.0
 MAX_ATTEMPTS = 100
@@ -124,7 +128,7 @@ class Champions:
         self, entries: list[Entry], kind: Kind, version: int, before: int, reason: str, by: str
     ) -> Entry | None:
         """The new entry; None when somebody else wrote one first."""
-        entry = Entry(kind, version, before, reason[:MAX_REASON_CHARS], by, int(time.time() * 1000), uuid4().hex)
+        entry = Entry(kind, version, before, reason[:MAX_REASON_CHARS], by, _now_ms(), uuid4().hex)
         return entry if self._claim(self._run_id, _key(len(entries)), json.dumps(asdict(entry))) else None
 
     def _claim(self, run_id: str, key: str, value: str) -> bool:
@@ -147,18 +151,28 @@ class Champions:
 
     def _carry_out(self, entries: list[Entry]) -> None:
         """Let the alias follow the last entry, also when one more is written meanwhile."""
+        mover = uuid4().hex
+        self._claim(self._run_id, MOVING + mover, str(_now_ms()))
         while True:
             self._client.set_registered_model_alias(self._name, self._alias, str(entries[-1].version))
             now, _ = self._read()
             if len(now) == len(entries):
                 self._claim(self._run_id, f"{_key(len(entries) - 1)}.{DONE}", "yes")
+                self._claim(self._run_id, MOVED + mover, "yes")
                 return
             entries = now
 
     def _moved_by_hand(self, held: int) -> bool:
         """Whether the alias stays where it is: one that somebody is about to correct does not."""
         time.sleep(HAND_PAUSE_S)
-        return self._held() == held
+        return not self._is_being_moved() and self._held() == held
+
+    def _is_being_moved(self) -> bool:
+        params = self._client.get_run(self._run_id).data.params
+        since = {key.removeprefix(MOVING): int(at_ms) for key, at_ms in params.items() if key.startswith(MOVING)}
+        return any(
+            MOVED + mover not in params and _now_ms() - at_ms < MOVE_TIMEOUT_MS for mover, at_ms in since.items()
+        )
 
     # --- the run -------------------------------------------------------------------------------------------------
 
@@ -198,3 +212,7 @@ def line_of(entries: list[Entry]) -> list[int]:
 
 def _key(index: int) -> str:
     return f"{index + 1:05d}"
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -117,4 +117,4 @@ def test_curation_says_whether_it_needs_torch(given: dict[str, object], needs: b
 def test_clip_without_torch_ends_the_stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModelUnusable, match="transformers is not installed here"):
-        load_clip(str(tmp_path))
+        load_clip(str(tmp_path), "clip.folder")

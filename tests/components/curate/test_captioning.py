@@ -141,7 +141,7 @@ def test_a_written_caption_is_matched_before_the_rules_are_asked(
         update={"clip": clip, "rules": CurationRules(min_text_match=0.0)}
     )
     caption = "a red ball. it rolls. the camera is static."
-    features = text_features(load_clip(clip.folder), clip.folder, caption)
+    features = text_features(load_clip(clip.folder, "clip.folder"), clip.folder, caption)
     signs = {"a-0000": -1, "a-0001": 1, "b-0000": 1, "c-0000": -1}
     embeddings = [(signs[name] * features).astype(np.float16).tobytes() for name in table["clip_id"]]
     table = table.with_columns(

@@ -18,7 +18,7 @@ from components.held_out import HeldOutLoss
 from components.intervals import Score
 
 SAMPLES, SHEET = "samples", "contact_sheet.png"
-ROWS_PER_TASK = 8
+ROWS_PER_TASK = 4
 """Of the contact sheet, so that it fits a page."""
 
 

@@ -80,8 +80,10 @@ class MadeWorld:
         """See `Material`."""
         config, seed = self._config, self._config.seed + 2 + _PLACES.index(task)
         room = config.num_frames - config.given_frames
+        # a shape crosses the picture once: what goes on in a shot of the usual length is a clip of few frames
+        shown = 2 * config.given_frames if task in ("extend_forward", "extend_backward") else config.num_frames
         return made_clips(
-            truth.draw_scenes(count, seed, moving=True), seed, config.num_frames, config,
+            truth.draw_scenes(count, seed, moving=True), seed, min(shown, config.num_frames), config,
             before=room if task == "extend_backward" else 0, after=room if task == "extend_forward" else 0,
         )  # fmt: skip
 

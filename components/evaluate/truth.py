@@ -35,9 +35,9 @@ def first_frames(scenes: Sequence[Scene], seed: int, num_frames: int, height: in
 def verdict_of(task: str, frames: Frames, prompt: str, given: Collection[int]) -> dict[str, bool]:
     """Which parts of a prompt of the grammar the pixels fulfil.
 
-    Of an extension `motion` is read from the generated frames alone: that they go on as they were begun. A loop
-    cannot move one way and is not asked to; frames to interpolate between show most of it by themselves, so nothing
-    is read from them. Other prompts have no verdict.
+    Of an extension `motion` is read from the generated frames alone: that they go on as they were begun. A still does
+    not move, and a loop cannot move one way, so neither is asked to; frames to interpolate between show most of it by
+    themselves, so nothing is read from them. Other prompts have no verdict.
 
     Args:
         task: that the clip was generated for.
@@ -51,6 +51,8 @@ def verdict_of(task: str, frames: Frames, prompt: str, given: Collection[int]) -
     verdict = score(frames, prompt)
     if task == "loop":
         return {name: verdict[name] for name in ("colour", "shape", "background")}
+    if task == "text_to_image":
+        return {name: verdict[name] for name in NAMES if name != "motion"}
     if task in ("extend_forward", "extend_backward"):
         generated = [number for number in range(len(frames)) if number not in given]
         verdict["motion"] = measure(frames[generated]).motion == scene.motion

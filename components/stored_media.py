@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +13,7 @@ import numpy as np
 from components import manifest, store
 from components.errors import KinoflowError
 from components.media import Frames, UnreadableMedia
-from components.video import read_frames
+from components.video import pick_frames, read_frames
 
 logger = logging.getLogger(__name__)
 
@@ -91,3 +91,38 @@ def clip_frames(
     except (store.StoreError, UnreadableMedia, OSError, ValueError) as error:
         logger.info("no picture of clip %s: %s", row["clip_id"], error)
         return np.zeros((0, *size, 3), np.uint8)
+
+
+def example_frames(
+    rows: Iterable[Mapping[str, object]], objects: str, long_side: int, *, place: int
+) -> dict[str, Frames]:
+    """One small frame of each clip, every file read once.
+
+    Args:
+        rows: of the clips table.
+        objects: URI prefix of the content-addressed objects.
+        long_side: in pixels; smaller pictures stay as they are.
+        place: so many frames after the beginning of its clip a frame lies, or in the middle of a shorter one.
+
+    Returns:
+        (H, W, 3) uint8 by clip id; clips that cannot be read are left out.
+    """
+    by_file: dict[str, dict[str, Mapping[str, object]]] = {}
+    for row in rows:
+        by_file.setdefault(str(row["object_key"]), {})[str(row["clip_id"])] = row
+    found: dict[str, Frames] = {}
+    for key, clips in sorted(by_file.items()):
+        numbers = {name: _example_number(row, place) for name, row in clips.items()}
+        first = next(iter(clips.values()))
+        size = fitted(int(str(first["height"])), int(str(first["width"])), long_side=long_side)
+        try:
+            with local_object(objects, key) as path:
+                for number, frame in pick_frames(path, list(numbers.values()), size):
+                    found |= {name: frame for name, wanted in numbers.items() if wanted == number}
+        except Exception as error:  # a picture is never worth a table
+            logger.info("no picture of %s: %s", ", ".join(sorted(set(numbers) - set(found))), error)
+    return found
+
+
+def _example_number(row: Mapping[str, object], place: int) -> int:
+    return int(str(row["start_frame"])) + min(place, int(str(row["num_frames"])) // 2)

@@ -6,10 +6,10 @@ One file without any reference to others. The same tables and the same objects g
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,10 +19,10 @@ from components.config import CurateConfig
 from components.contact_sheet import jpeg
 from components.curate import scores
 from components.curate.rules import Rule, threshold_rules
-from components.stored_media import clip_frames
+from components.stored_media import example_frames
 from components.takedown.tombstones import REASON as TAKEN_DOWN
 
-logger = logging.getLogger(__name__)
+Row = dict[str, Any]
 
 EXAMPLES_PER_REASON = 6
 MAX_REASONS_PICTURED = 24
@@ -85,7 +85,7 @@ class Reason:
     share: float
     hours: float
     sentence: str
-    pictures: Sequence[tuple[str, str]]
+    examples: Sequence[Row]
 
 
 def write_report(path: Path, config: CurateConfig, videos: pl.DataFrame, clips: pl.DataFrame, objects: str) -> None:
@@ -102,12 +102,16 @@ def write_report(path: Path, config: CurateConfig, videos: pl.DataFrame, clips: 
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     shots = clips.filter(pl.col("shot_index") >= 0)
     kept = shots.filter(pl.col("outcome") == "kept")
+    reasons, examples = _reasons(clips), _examples(kept)
+    pictured = [row for rows in (examples, *(reason.examples for reason in reasons)) for row in rows]
+    pictures = _pictures(pictured, objects)
     page = environment.get_template("report.html.j2").render(
         funnel=_funnel(videos, shots, kept),
         hours=_hours(shots),
         kept_hours=_hours(kept),
-        reasons=_reasons(clips, objects),
-        kept_pictures=_pictures(kept, objects),
+        reasons=reasons,
+        kept_examples=examples,
+        pictures=pictures,
         histograms=_histograms(shots, threshold_rules(config.rules)),
         splits=_groups(kept, ["split", "media"]),
         origins=_origins(clips),
@@ -136,7 +140,7 @@ def _hours(clips: pl.DataFrame) -> float:
     return float((clips["end_s"] - clips["start_s"]).sum()) / 3600
 
 
-def _reasons(clips: pl.DataFrame, objects: str) -> list[Reason]:
+def _reasons(clips: pl.DataFrame) -> list[Reason]:
     """Dropped shots and rejected files by reason, the most frequent first."""
     found = []
     out = clips.filter(pl.col("outcome").is_in(["dropped", "rejected"]))
@@ -149,7 +153,7 @@ def _reasons(clips: pl.DataFrame, objects: str) -> list[Reason]:
     return [
         Reason(
             slug, what, len(group), 100 * share, _hours(group), str(group["detail"][0]),
-            _pictures(group, objects) if _is_pictured(slug, what) and place < MAX_REASONS_PICTURED else (),
+            _examples(group) if _is_pictured(slug, what) and place < MAX_REASONS_PICTURED else (),
         )
         for place, (slug, what, group, share) in enumerate(found)
     ]  # fmt: skip
@@ -159,22 +163,21 @@ def _is_pictured(reason: str, what: str) -> bool:
     return what == "shots" and reason != TAKEN_DOWN
 
 
-def _pictures(clips: pl.DataFrame, objects: str) -> list[tuple[str, str]]:
-    """(data URI, caption) of some clips of different files, chosen by their ids and early in their files."""
+def _examples(clips: pl.DataFrame) -> list[Row]:
+    """Some clips of different files, chosen by their ids and early in their files."""
     early = clips.select(_PICTURED).with_columns(_late=pl.col("start_frame") // SEARCH_FRAMES).sort("_late", "clip_id")
     chosen = early.unique("source_id", keep="first", maintain_order=True).head(EXAMPLES_PER_REASON)
-    pictures = []
-    for row in chosen.drop("_late").iter_rows(named=True):
-        try:
-            share = min(0.5, EXAMPLE_PLACE / row["num_frames"])
-            frames = clip_frames(row, objects, THUMBNAIL_PX, shares=(share,))
-        except Exception:  # a picture is never worth the table
-            logger.warning("no picture of clip %s", row["clip_id"], exc_info=True)
-            continue
-        if len(frames):
-            data = base64.b64encode(jpeg(frames[0])).decode()
-            pictures.append((f"data:image/jpeg;base64,{data}", f"{row['path']} at {row['start_s']:.1f} s"))
-    return pictures
+    return chosen.drop("_late").to_dicts()
+
+
+def _pictures(rows: Sequence[Row], objects: str) -> dict[str, tuple[str, str]]:
+    """(data URI, caption) by clip id, of those that can be read."""
+    frames = example_frames(rows, objects, THUMBNAIL_PX, place=EXAMPLE_PLACE)
+    captions = {str(row["clip_id"]): f"{row['path']} at {row['start_s']:.1f} s" for row in rows}
+    return {
+        name: (f"data:image/jpeg;base64,{base64.b64encode(jpeg(frame)).decode()}", captions[name])
+        for name, frame in frames.items()
+    }
 
 
 def _histograms(shots: pl.DataFrame, rules: Sequence[Rule]) -> list[Histogram]:

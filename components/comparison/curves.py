@@ -66,10 +66,12 @@ def _svg(name: str, curves: Sequence[Curve], starts: Sequence[list[tuple[float, 
         for step, stage in longest:
             if step:
                 axes.axvline(step, color="#94a3b8", linewidth=0.8, linestyle=":")
-            axes.annotate(
+            told = axes.annotate(
                 stage, (step, 1.0), xycoords=("data", "axes fraction"), xytext=(2, 2), textcoords="offset points",
                 fontsize=7, color="#64748b",
             )  # fmt: skip
+            told.set_in_layout(False)  # a stage without points may begin far outside the axes
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()

@@ -13,11 +13,13 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 from uuid import uuid4
 
 from components.tracking import names
 from components.tracking.sending import find_or_create_experiment
+from components.tracking.versions import retry_clash
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -154,7 +156,8 @@ class Champions:
         mover = uuid4().hex
         self._claim(self._run_id, MOVING + mover, str(_now_ms()))
         while True:
-            self._client.set_registered_model_alias(self._name, self._alias, str(entries[-1].version))
+            version = str(entries[-1].version)
+            retry_clash(partial(self._client.set_registered_model_alias, self._name, self._alias, version))
             now, _ = self._read()
             if len(now) == len(entries):
                 self._claim(self._run_id, f"{_key(len(entries) - 1)}.{DONE}", "yes")
@@ -194,7 +197,7 @@ class Champions:
         if first and not self._claim(first, POINTER, run_id):
             self._client.delete_run(run_id)
             run_id = str(self._client.get_run(first).data.params[POINTER])
-        self._client.set_registered_model_tag(self._name, names.CHAMPIONS, run_id)
+        retry_clash(partial(self._client.set_registered_model_tag, self._name, names.CHAMPIONS, run_id))
         return run_id
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from components.errors import KinoflowError
@@ -15,6 +16,7 @@ from components.tracking.sending import connect, one_line, permanent
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+WRITE_ATTEMPTS = 3
 MAX_TAG_CHARS = 4000  # PostgreSQL and MySQL behind older servers take 5,000
 
 
@@ -87,7 +89,22 @@ def read_aliases(client: MlflowClient, name: str) -> dict[str, int] | None:
 def tag_version(client: MlflowClient, name: str, version: int, tags: dict[str, str]) -> None:
     """Set or replace tags of a version."""
     for key, value in tags.items():
-        client.set_model_version_tag(name, str(version), key, value[:MAX_TAG_CHARS])
+        retry_clash(partial(client.set_model_version_tag, name, str(version), key, value[:MAX_TAG_CHARS]))
+
+
+def retry_clash(write: Callable[[], object]) -> None:
+    """Write what somebody else may be writing for the first time: MLflow inserts both, and the database refuses one."""
+    from mlflow.exceptions import MlflowException
+
+    for _ in range(WRITE_ATTEMPTS - 1):
+        try:
+            write()
+        except MlflowException as error:
+            if "unique constraint" not in str(error).lower():
+                raise
+        else:
+            return
+    write()
 
 
 def _pages(client: MlflowClient, name: str) -> Iterator[Any]:
